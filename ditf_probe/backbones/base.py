@@ -1,0 +1,108 @@
+"""The contract of a frozen backbone: images in, the raw residual stream of chosen blocks out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Tap = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The normalisation inside an AdaLN.
+
+    Attributes:
+        kind: "layer_norm" or "rms_norm".
+        eps: Added to the variance (to the mean square in RMS norm).
+    """
+
+    kind: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TappedBlock:
+    """What stands before one sub-layer of one block, image tokens only.
+
+    Attributes:
+        hidden_states: `(B, N, C)` raw residual stream, N = h * w in row-major order, as the model computed it.
+        shift: `(B, C)`, or None where the model has none.
+        scale: `(B, C)`, or None where the model has none; the AdaLN multiplies by 1 + scale.
+        gate: `(B, C)`, or None. Never applied to features; its large entries sit on the massive channels.
+        norm: The norm between the stream and its modulation.
+        grid: (h, w) of the token grid.
+    """
+
+    hidden_states: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
+    gate: Tensor | None
+    norm: Norm
+    grid: tuple[int, int]
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen feature backbone.
+
+    Attributes:
+        name: Short name for tables.
+        num_blocks: Number of blocks; block indices are flat, from 0.
+        channels: Width of the residual stream.
+        stride: Pixels of the prepared image per token side.
+        num_timesteps: Timesteps run from 0 (clean) to this number.
+    """
+
+    name: str
+    num_blocks: int
+    channels: int
+    stride: int
+    num_timesteps: int = 1000
+
+    @abstractmethod
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """The taps that a block has: both, or "attention" alone where it has one AdaLN only."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything about the backbone that changes a number, as plain JSON values (weights hash included)."""
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        blocks: Sequence[int],
+        timestep: int,
+        tap: Tap = "mlp",
+        image_ids: Sequence[str] | None = None,
+        conditions: Any = None,
+        ensemble: int = 1,
+        seed: int = 0,
+    ) -> dict[int, TappedBlock]:
+        """Runs the frozen model as far as the last requested block.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1], sides multiples of `stride`.
+            blocks: Block indices; negative ones count from the end.
+            timestep: Noise level, 0 to `num_timesteps`.
+            tap: "attention" (the stream before the block's first AdaLN) or "mlp" (before the second).
+            image_ids: Seeds of the noise; None hashes the pixels of each image.
+            conditions: Class labels `(B,)`, prompts, or None for the null condition.
+            ensemble: Number of noise draws; stream, shift, scale and gate are their means.
+            seed: Seed of the noise, beside image id, draw and timestep.
+
+        Returns:
+            Block index (non-negative) to its tapped values.
+
+        Raises:
+            InputError: A block, tap, timestep or image size that the model does not have.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

@@ -1,0 +1,118 @@
+"""What a pair is: two images, their keypoints, and what an evaluation needs to know about them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One image of a pair, in the pixels of the original image.
+
+    Attributes:
+        image_id: Identifies the picture; equal ids mean equal pixels.
+        size: Height and width of the original image.
+        keypoints: `(K, 2)` float32, x before y; (0, 0) is the centre of the top-left pixel.
+        visible: `(K,)` bool. Coordinates of invisible keypoints carry no meaning.
+        bbox: `(4,)` float32, x0, y0, x1, y1 of the object.
+    """
+
+    image_id: str
+    size: tuple[int, int]
+    keypoints: Tensor
+    visible: Tensor
+    bbox: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two images of one category with keypoints that correspond row by row.
+
+    Attributes:
+        index: Position in the data set; metrics count each index once.
+        category: Name of the category.
+        unit: The independent sampling unit (instance pair, photo, set) that a bootstrap resamples.
+        source: The image whose keypoints are given.
+        target: The image whose keypoints are sought.
+        label: Class label known to a class-conditional backbone, if any. Never used in zero-shot rows.
+    """
+
+    index: int
+    category: str
+    unit: str
+    source: Side
+    target: Side
+    label: int | None = None
+
+    @property
+    def visible(self) -> Tensor:
+        """`(K,)` bool: keypoints visible in both images."""
+        return self.source.visible & self.target.visible
+
+
+class PairDataset(Dataset[Pair], ABC):
+    """A list of pairs. Annotations and pixels are apart, so that an image is decoded once, not once per pair.
+
+    Attributes:
+        name: Key of the data set in results.
+        unit: What the sampling units are, in words ("instance pair", "photo", "set").
+        keypoint_names: Names of the keypoints per category, where the data set has them.
+        threshold: What PCK thresholds are relative to: "bbox", "keypoints" or "image".
+    """
+
+    name: str
+    unit: str
+    threshold: str = "bbox"
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Pair:
+        """The annotations of one pair, without pixels. Raises IndexError past the end."""
+
+    @abstractmethod
+    def image(self, image_id: str) -> Tensor:
+        """The pixels of an image at its native size: `(3, H, W)` uint8 RGB."""
+
+    def keypoint_names(self, category: str) -> tuple[str, ...]:
+        """Names of the keypoints of a category, in row order; empty where there are none."""
+        del category
+        return ()
+
+    def image_ids(self) -> list[str]:
+        """Every image of the pair list once, in order of first use."""
+        pairs = (self[i] for i in range(len(self)))
+        return list(dict.fromkeys(side.image_id for pair in pairs for side in (pair.source, pair.target)))
+
+
+def threshold_base(pair: Pair, kind: str) -> float:
+    """Length in target pixels that PCK thresholds are relative to (protocols: longer side of a box).
+
+    Args:
+        pair: The pair.
+        kind: "bbox" (object box of the target), "keypoints" (extent of the target keypoints that
+            are visible in both images) or "image" (the target image).
+
+    Returns:
+        The longer side, in pixels of the original target image; NaN where nothing is visible.
+    """
+    if kind == "image":
+        return float(max(pair.target.size))
+    if kind == "bbox":
+        x0, y0, x1, y1 = pair.target.bbox.tolist()
+        return float(max(x1 - x0, y1 - y0))
+    if kind == "keypoints":
+        points = pair.target.keypoints[pair.visible]
+        if not len(points):
+            return float("nan")
+        return float((points.amax(0) - points.amin(0)).max())
+    raise ValueError(f"`kind` must be one of ('bbox', 'keypoints', 'image') but got {kind!r}")
+
+
+def pair_tensor(points: list[tuple[float, float]]) -> Tensor:
+    """Coordinates as `(K, 2)` float32, whatever the number of points."""
+    return torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
