@@ -1,0 +1,66 @@
+"""Dense visual correspondence with frozen diffusion transformers.
+
+The public names load on first use, so that `import ditf_probe` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "backbones.base",
+    "FeatureExtractor": "features.extractor",
+    "InputError": "errors",
+    "LayerAggregation": "probes.aggregation",
+    "LinearProbe": "probes.linear",
+    "PFWillow": "data.willow",
+    "Pair": "data.pairs",
+    "PairDataModule": "data.datamodule",
+    "PairDataset": "data.pairs",
+    "PercentageCorrectKeypoints": "metrics.pck",
+    "PromptEmbeddings": "conditions",
+    "StereoMotorcycle": "data.stereo",
+    "SyntheticPairs": "data.synthetic",
+    "WarpedPhotos": "data.warped",
+    "discard_channels": "features.modulation",
+    "find_massive_channels": "features.modulation",
+    "load_backbone": "backbones.loading",
+    "match_keypoints": "matching",
+    "modulate": "features.modulation",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from ditf_probe.backbones.base import Backbone as Backbone
+    from ditf_probe.backbones.loading import load_backbone as load_backbone
+    from ditf_probe.conditions import PromptEmbeddings as PromptEmbeddings
+    from ditf_probe.data.datamodule import PairDataModule as PairDataModule
+    from ditf_probe.data.pairs import Pair as Pair
+    from ditf_probe.data.pairs import PairDataset as PairDataset
+    from ditf_probe.data.stereo import StereoMotorcycle as StereoMotorcycle
+    from ditf_probe.data.synthetic import SyntheticPairs as SyntheticPairs
+    from ditf_probe.data.warped import WarpedPhotos as WarpedPhotos
+    from ditf_probe.data.willow import PFWillow as PFWillow
+    from ditf_probe.errors import InputError as InputError
+    from ditf_probe.features.extractor import FeatureExtractor as FeatureExtractor
+    from ditf_probe.features.modulation import discard_channels as discard_channels
+    from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
+    from ditf_probe.features.modulation import modulate as modulate
+    from ditf_probe.matching import match_keypoints as match_keypoints
+    from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
+    from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
+    from ditf_probe.probes.linear import LinearProbe as LinearProbe
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ditf_probe' has no attribute {name!r}")
+    value = getattr(import_module(f"ditf_probe.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

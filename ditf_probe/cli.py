@@ -1,0 +1,120 @@
+"""`train.py` and `eval.py`: LightningCLI over the tasks, and errors on one line with exit code 2."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from ditf_probe.comparison import report, report_from_predictions
+from ditf_probe.configs_folder import CONFIGS
+from ditf_probe.errors import InputError
+from ditf_probe.tasks import CorrespondenceTask
+
+
+class DiTFProbeCLI(LightningCLI):
+    """LightningCLI with one run folder for everything that a run writes.
+
+    `run_dir` holds `checkpoints/` (fixed, so that `--ckpt_path last` finds them again), `tensorboard/`, `probes/`,
+    `pictures/` and the comparison. `--probe FOLDER ...` adds trained probes to a comparison.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, the probes to compare, checkpointing and early stopping."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything this run writes.")
+        parser.add_argument("--probe", type=list[str], nargs="+", default=[], help="Folders of trained probes to compare.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
+        parser.link_arguments("run_dir", "model.init_args.run_dir")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
+        parser.link_arguments("probe", "model.init_args.probe_folders")
+
+
+class TrainCLI(DiTFProbeCLI):
+    """Training: `fit` only."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs of `train.py`."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+
+class EvaluateCLI(DiTFProbeCLI):
+    """Evaluation: `validate`, `test`, `predict`. After a test the comparison is written and printed."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs of `eval.py`."""
+        return {verb: names for verb, names in LightningCLI.subcommands().items() if verb != "fit"}
+
+    def after_test(self) -> None:
+        """Turns the records of the task into tables and files, on one rank."""
+        if isinstance(self.model, CorrespondenceTask):
+            report(self.model, run_dir=Path(self.config[self.subcommand].run_dir))
+
+
+def _checkpoints(run_dir: str) -> str:
+    return str(Path(run_dir) / "checkpoints")
+
+
+def _run(cli: type[DiTFProbeCLI], args: ArgsType, **options: Any) -> None:
+    defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
+    cli(
+        model_class=LightningModule,
+        datamodule_class=LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"exit_on_error": False, **{verb: defaults for verb in cli.subcommands()}},
+        args=args,
+        **options,
+    )
+
+
+def _one_line(command: Callable[[], None]) -> None:
+    """Runs a command; bad input becomes one line on standard error and exit code 2."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    try:
+        command()
+    except (InputError, argparse.ArgumentError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def train(args: ArgsType = None) -> None:
+    """Trains what a configuration names.
+
+    Args:
+        args: Command line after the program's name; None reads `sys.argv`.
+    """
+    _one_line(lambda: _run(TrainCLI, args, save_config_kwargs={"overwrite": True}))
+
+
+def evaluate(args: ArgsType = None) -> None:
+    """Compares rows over the same pairs, or recomputes a comparison from its predictions.
+
+    Args:
+        args: Command line after the program's name; None reads `sys.argv`.
+    """
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and "--from-predictions" in words:
+        _one_line(lambda: _from_predictions(words))
+        return
+    _one_line(lambda: _run(EvaluateCLI, args, save_config_kwargs={"config_filename": "eval_config.yaml", "overwrite": True}))
+
+
+def _from_predictions(words: list[str]) -> None:
+    parser = argparse.ArgumentParser("eval.py", description="Recompute the comparison of a finished run.")
+    parser.add_argument("--from-predictions", metavar="RUN_DIR", required=True, type=Path)
+    report_from_predictions(parser.parse_args(words).from_predictions)

@@ -1,0 +1,69 @@
+"""The `ditf-probe` command. Heavy modules load inside the verbs, so that `--help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ditf_probe.configs_folder import CONFIGS
+from ditf_probe.errors import InputError
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one verb; bad input ends in one line on standard error and exit code 2.
+
+    Args:
+        args: Command line after the program's name; None reads `sys.argv`.
+    """
+    options = _parser().parse_args(args)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "ditf-probe", description="Dense correspondence with frozen diffusion transformers. See also ditf-train, ditf-eval."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    quickstart = verbs.add_parser("quickstart", help="train two probes on drawn objects and compare every row")
+    quickstart.add_argument("--run-dir", default="runs/quickstart", help="folder of everything the run writes")
+    quickstart.set_defaults(run=_quickstart)
+    select = verbs.add_parser("select", help="choose block and timestep of a backbone on SyntheticPairs val")
+    select.add_argument("--backbone", default="ditf-tiny", help="name or path, as in load_backbone")
+    select.add_argument("--timesteps", type=int, nargs="+", default=[20, 60, 100, 140, 180, 220, 260, 340, 420, 500])
+    select.add_argument("--tap", choices=["attention", "mlp"], default="mlp")
+    select.add_argument("--num-pairs", type=int, default=200)
+    select.add_argument("--image-size", type=int, default=64)
+    select.add_argument("--ensemble", type=int, default=1)
+    select.add_argument("--write", type=Path, help="preset file whose block, timestep and tap are replaced")
+    select.set_defaults(run=_select)
+    return parser
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from ditf_probe.cli import evaluate, train
+
+    shared = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", options.run_dir]
+    probes = [str(Path(options.run_dir) / "probes" / name) for name in ("linear", "aggregation")]
+    print(f"$ python train.py fit {' '.join(shared)}", flush=True)
+    train(["fit", *shared])
+    print(f"$ python eval.py test {' '.join(shared)} --probe {' '.join(probes)}", flush=True)
+    evaluate(["test", *shared, "--probe", *probes])
+
+
+def _select(options: argparse.Namespace) -> None:
+    from ditf_probe.selection import select, write_preset
+
+    best = select(
+        options.backbone,
+        timesteps=options.timesteps,
+        tap=options.tap,
+        num_pairs=options.num_pairs,
+        image_size=options.image_size,
+        ensemble=options.ensemble,
+    )
+    if options.write is not None:
+        write_preset(options.write, best)

@@ -1,0 +1,23 @@
+"""Shared by every test: one thread, no network, and where the optional real data are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout; a fresh clone does without."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}, which this machine does not have")
+    return SHARED

@@ -1,0 +1,44 @@
+"""The package loads lazily, and every public name is really there."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ditf_probe
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_is_lazy() -> None:
+    assert not {"torch", "lightning", "diffusers", "matplotlib"} & modules_after("import ditf_probe")
+
+
+def test_help_of_the_command_needs_no_lightning() -> None:
+    code = "from ditf_probe.commands import main\ntry: main(['--help'])\nexcept SystemExit as end: assert end.code == 0"
+    assert not {"torch", "lightning", "diffusers"} & modules_after(code)
+
+
+def test_every_public_name_resolves() -> None:
+    for name in ditf_probe.__all__:
+        assert getattr(ditf_probe, name) is not None
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(ditf_probe.__file__).read_text())
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert set(ditf_probe.__all__) - {"__version__"} == typed - {None}
+
+
+def test_unknown_name_raises() -> None:
+    assert not hasattr(ditf_probe, "no_such_name")
+
+
+def test_entry_scripts_are_three_lines() -> None:
+    for name in ("train.py", "eval.py"):
+        tree = ast.parse((Path(__file__).parents[1] / name).read_text())
+        assert len(tree.body[1:]) == 2
