@@ -48,7 +48,7 @@ def compose(category: Category, dice: Dice) -> Scene:
     """Draws, poses and partly hides one instance.
 
     More than half of the keypoints are visible, so that two instances always share one: occluders
-    that hide too much are left out.
+    that hide too much are left out, and an instance that the border cuts too far is drawn anew.
     """
     sketch = category.draw(dice)
     shapes, places, low, high = _pose(sketch, category, dice)
@@ -59,10 +59,12 @@ def compose(category: Category, dice: Dice) -> Scene:
         shapes = shapes + [_occluder(dice, places, size) for _ in range(dice.integer(1, 2))]
     inside = ((places >= EDGE) & (places <= 1 - EDGE)).all(1)
     covered = _covered(places, order, shapes)
-    visible: NDArray[np.bool_] = inside & ~covered.any(1)
+    visible = np.logical_and(inside, ~covered.any(1))
     while len(shapes) > own and 2 * visible.sum() <= len(places):
         shapes.pop()
-        visible = inside & ~covered[:, : len(shapes)].any(1)
+        visible = np.logical_and(inside, ~covered[:, : len(shapes)].any(1))
+    if 2 * visible.sum() <= len(places):
+        return compose(category, dice)
     x0, y0, x1, y1 = np.concatenate([low, high]).clip(0, 1).tolist()
     return Scene(shapes, places, visible, (x0, y0, x1, y1), sketch.outline, sketch.main, size, dice)
 
