@@ -1,0 +1,151 @@
+"""A trained probe on disk: `probe.safetensors`, and `probe.yaml` for people.
+
+The weights file carries everything in its metadata, so that one rename makes a probe whole; the YAML file repeats it.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ditf_probe.errors import InputError
+from ditf_probe.files import replacing, write_text
+
+WEIGHTS, FACTS, METADATA_KEY = "probe.safetensors", "probe.yaml", "ditf_probe"
+
+
+@dataclass(frozen=True)
+class ProbeFacts:
+    """What must be known to use a probe again.
+
+    Attributes:
+        class_path: Where its class is imported from.
+        init_args: Arguments of its class.
+        features: Settings of the features it was trained on.
+        backbone: `Backbone.settings()` of the backbone it was trained on.
+        training: How it was trained and how far, for the reader.
+    """
+
+    class_path: str
+    init_args: dict[str, Any]
+    features: dict[str, Any]
+    backbone: dict[str, Any]
+    training: dict[str, Any]
+
+
+def init_args(probe: nn.Module) -> dict[str, Any]:
+    """The arguments that build a probe again: each must be kept as an attribute of the same name, a plain value.
+
+    Raises:
+        InputError: An argument is not kept, or not as a plain value.
+    """
+    names = [name for name in inspect.signature(type(probe)).parameters if name != "self"]
+    missing = [name for name in names if not hasattr(probe, name)]
+    if missing:
+        kind = f"{type(probe).__module__}.{type(probe).__qualname__}"
+        raise InputError("probes", kind, f"keep its arguments {missing} as attributes, so that it can be rebuilt")
+    arguments = {name: getattr(probe, name) for name in names}
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(arguments))
+    except TypeError as error:
+        raise InputError("probes", arguments, "its arguments must be numbers, words or lists of them") from error
+    return plain
+
+
+def describe_probe(
+    probe: nn.Module,
+    *,
+    features: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> ProbeFacts:
+    """The facts of a probe; see `ProbeFacts` for the arguments."""
+    class_path = f"{type(probe).__module__}.{type(probe).__qualname__}"
+    return ProbeFacts(class_path, init_args(probe), dict(features), dict(backbone), dict(training))
+
+
+def save_probe(folder: Path, weights: Mapping[str, Tensor], facts: ProbeFacts) -> None:
+    """Writes a probe; an older one in the same folder stays whole until the new one is.
+
+    Args:
+        folder: Where to write; created.
+        weights: `state_dict` of the probe.
+        facts: See `describe_probe`.
+    """
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(asdict(facts))})
+    note = f"# Repeats what {WEIGHTS} carries; editing it changes nothing.\n"
+    write_text(folder / FACTS, note + yaml.safe_dump(json.loads(json.dumps(asdict(facts))), sort_keys=False))
+
+
+def read_facts(folder: str | Path) -> ProbeFacts:
+    """The facts of a probe folder, without its weights.
+
+    Raises:
+        InputError: No such folder, or not one that `save_probe` wrote.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise InputError("probe", str(folder), f"has no {WEIGHTS}, name a folder that train.py wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ProbeFacts(**json.loads((file.metadata() or {})[METADATA_KEY]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "probe", str(path), "is not a probe of this project, name a folder that train.py wrote"
+        ) from error
+
+
+def load_probe(folder: str | Path) -> tuple[nn.Module, ProbeFacts]:
+    """A trained probe, in eval mode on the CPU, and its facts.
+
+    Raises:
+        InputError: Not a probe folder, or its class is gone or does not take its weights.
+    """
+    facts = read_facts(folder)
+    try:
+        module, _, name = facts.class_path.rpartition(".")
+        probe = getattr(import_module(module), name)(**facts.init_args)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError("probe", str(folder), f"its class {facts.class_path} cannot be built: {error}") from error
+    if not isinstance(probe, nn.Module):
+        raise InputError("probe", str(folder), f"its class {facts.class_path} is not a torch module")
+    load_weights(probe, folder)
+    return probe.eval(), facts
+
+
+def load_weights(probe: nn.Module, folder: str | Path) -> None:
+    """Copies the weights of a probe folder into a probe of the same class and widths.
+
+    Raises:
+        InputError: The folder is not a probe, or its tensors have other names or widths.
+    """
+    read_facts(folder)
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+        weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    own = probe.state_dict()
+    if own.keys() != weights.keys():
+        differing = sorted(own.keys() ^ weights.keys())
+        raise InputError(
+            "probe", str(folder), f"has other parts ({', '.join(differing)}), use the same class and blocks"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise InputError(
+                "probe",
+                str(folder),
+                f"{name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} here, use the same widths",
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError("probe", str(folder), f"{name} holds NaN or infinity, train it again")
+    probe.load_state_dict(weights)
