@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from ditf_probe.data.pairs import Pair
+from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.geometry import cell_centres, grid_coordinates
-from ditf_probe.matching import sample_descriptors
+from ditf_probe.geometry import cell_centres, grid_coordinates, resize_points
 
 
 class KeypointContrast(nn.Module):
@@ -55,58 +54,102 @@ class KeypointContrast(nn.Module):
 
         Returns:
             Scalar, the mean of both directions; 0 (with a graph) where no keypoint is visible in both images.
+
+        Raises:
+            InputError: NaN or infinity in a map.
         """
         kept = [i for i, pair in enumerate(pairs) if bool(pair.visible.any())]
         if not kept:
             total: Tensor = sum((maps.sum() for maps in (*sources, *targets)), torch.zeros(())) * 0.0
             return total + self.log_temperature * 0.0
-        groups = same_keypoint([pairs[i] for i in kept]).to(sources[0].device)
-        a = [_Points.sample(sources[i], pairs[i], "source") for i in kept]
-        b = [_Points.sample(targets[i], pairs[i], "target") for i in kept]
-        forward = self._direction(a, b, [targets[i] for i in kept], groups)
-        backward = self._direction(b, a, [sources[i] for i in kept], groups)
-        return (forward + backward) / 2
+        chosen = [pairs[i] for i in kept]
+        for name, maps in (("sources", sources), ("targets", targets)):
+            if not all(features.isfinite().all() for features in maps):
+                raise InputError(name, "NaN or infinity", "lower the learning rate or check the features")
+        groups = same_keypoint(chosen)
+        source = _Side.of([sources[i] for i in kept], [(pair.source, pair.visible) for pair in chosen])
+        target = _Side.of([targets[i] for i in kept], [(pair.target, pair.visible) for pair in chosen])
+        return (self._direction(source, target, groups) + self._direction(target, source, groups)) / 2
 
-    def _direction(
-        self, queries: "list[_Points]", keys: "list[_Points]", searched: list[Tensor], groups: Tensor
-    ) -> Tensor:
+    def _direction(self, queries: "_Side", keys: "_Side", groups: Tensor) -> Tensor:
         """Cross entropy of the queries over the keys of the batch and the cells of the searched maps."""
-        query = torch.cat([points.descriptors for points in queries])
-        key = torch.cat([points.descriptors for points in keys])
-        among_keys = query @ key.T / self.temperature
-        others = (groups[:, None] == groups[None, :]) & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
-        among_keys = among_keys.masked_fill(others, -torch.inf)
-        among_cells = [self._cells(*pair) for pair in zip(queries, keys, searched, strict=True)]
-        # Normalisers apart, because maps may differ in their number of cells.
-        normaliser = torch.logaddexp(among_keys.logsumexp(dim=1), torch.cat(among_cells))
-        return (normaliser - among_keys.diagonal()).mean()
+        among_keys = torch.cat(queries.descriptors) @ torch.cat(keys.descriptors).T / self.temperature
+        alike = (groups[:, None] == groups[None, :]).fill_diagonal_(False)
+        among_keys = among_keys.masked_fill(alike, -torch.inf)
+        # Apart from the keys, because maps may differ in their number of cells.
+        among_cells = self._among_cells(queries.descriptors, keys)
+        return (torch.logaddexp(among_keys.logsumexp(dim=1), among_cells) - among_keys.diagonal()).mean()
 
-    def _cells(self, queries: "_Points", partners: "_Points", searched: Tensor) -> Tensor:
-        """`(K,)` logarithm of the sum over the cells of one map that are negatives."""
-        cosines = queries.descriptors @ F.normalize(searched.flatten(1), dim=0)
-        grid = (searched.shape[1], searched.shape[2])
-        cells = cell_centres(grid, grid).to(searched.device)
-        near = torch.cdist(partners.cells(grid), cells) <= self.margin
-        return (cosines / self.temperature).masked_fill(near, -torch.inf).logsumexp(dim=1)
+    def _among_cells(self, queries: Sequence[Tensor], keys: "_Side") -> Tensor:
+        """`(M,)` logarithm of the sum over the negatives on the one map that each query searches."""
+        sums: list[Tensor] = list(queries)
+        for grid, members in _by_grid(keys.maps).items():
+            cells = F.normalize(torch.stack([keys.maps[i] for i in members]).flatten(2), dim=1)
+            logits = pad_sequence([queries[i] for i in members], batch_first=True) @ cells / self.temperature
+            places = pad_sequence([keys.places[i] for i in members], batch_first=True)
+            centres = cell_centres(grid, grid).to(places.device).expand(len(members), -1, -1)
+            near = torch.cdist(places, centres) <= self.margin
+            found = logits.masked_fill(near, -torch.inf).logsumexp(dim=2)
+            for i, row in zip(members, found.unbind(), strict=True):
+                sums[i] = row[: len(queries[i])]
+        return torch.cat(sums)
 
 
 @dataclass(frozen=True)
-class _Points:
-    """Visible keypoints of one image: unit descriptors `(K, D)`, pixels `(K, 2)` and the size of the image."""
+class _Side:
+    """One side of a batch, map by map.
 
-    descriptors: Tensor
-    pixels: Tensor
-    size: tuple[int, int]
+    Attributes:
+        maps: `(D, h, w)`.
+        places: `(K, 2)` visible keypoints, in cells of the map.
+        descriptors: `(K, D)` of length one.
+    """
+
+    maps: Sequence[Tensor]
+    places: list[Tensor]
+    descriptors: list[Tensor]
 
     @classmethod
-    def sample(cls, features: Tensor, pair: Pair, side: Literal["source", "target"]) -> "_Points":
-        image = pair.source if side == "source" else pair.target
-        pixels = image.keypoints[pair.visible].to(features.device)
-        return cls(sample_descriptors(features, pixels, image.size), pixels, image.size)
+    def of(cls, maps: Sequence[Tensor], annotations: Sequence[tuple[Side, Tensor]]) -> "_Side":
+        """Samples maps at the keypoints that a mask `(K,)` leaves of each image."""
+        places = [
+            grid_coordinates(side.keypoints[mask], side.size, (features.shape[1], features.shape[2])).to(
+                features.device
+            )
+            for (side, mask), features in zip(annotations, maps, strict=True)
+        ]
+        return cls(maps, places, sample_batch(maps, places))
 
-    def cells(self, grid: tuple[int, int]) -> Tensor:
-        """`(K, 2)` in cells of a grid over the image."""
-        return grid_coordinates(self.pixels, self.size, grid)
+
+def sample_batch(maps: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
+    """Unit descriptors of points on several maps: what `matching.sample_descriptors` gives map by map, at once.
+
+    A loop over maps would take longer than the rest of a training step on small features.
+
+    Args:
+        maps: B maps `(D, h, w)`; grids may differ.
+        places: B times `(K, 2)` (x, y) in cells of the map, from -0.5 to the number of cells - 0.5.
+
+    Returns:
+        B times `(K, D)` of length one.
+    """
+    samples = list(maps)
+    for grid, members in _by_grid(maps).items():
+        # What grid_sample calls a place: a two pixel wide image whose centre is the origin.
+        scaled = pad_sequence([resize_points(places[i], grid, (2, 2)) - 0.5 for i in members], batch_first=True)
+        stacked = torch.stack([maps[i] for i in members])
+        found = F.grid_sample(stacked, scaled[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+        for i, rows in zip(members, F.normalize(found.transpose(1, 2), dim=2).unbind(), strict=True):
+            samples[i] = rows[: len(places[i])]
+    return samples
+
+
+def _by_grid(maps: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """Which maps have which grid."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, features in enumerate(maps):
+        groups.setdefault((features.shape[1], features.shape[2]), []).append(number)
+    return groups
 
 
 def same_keypoint(pairs: Sequence[Pair]) -> Tensor:

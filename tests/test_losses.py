@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.losses import KeypointContrast, same_keypoint
+from ditf_probe.losses import KeypointContrast, same_keypoint, sample_batch
+from ditf_probe.matching import sample_descriptors
 
 SIZE = (8, 12)
 
@@ -140,5 +141,17 @@ def test_bad_arguments_are_named(arguments: dict[str, float]) -> None:
 def test_nan_in_features_is_named() -> None:
     broken = maps(0)
     broken[0][0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="features"):
+    with pytest.raises(InputError, match="NaN"):
         KeypointContrast()(broken, maps(1), PAIRS)
+
+
+def test_samples_as_the_matcher_does_on_any_grids() -> None:
+    generator = torch.Generator().manual_seed(3)
+    grids = [(4, 6), (3, 5), (4, 6), (1, 7)]
+    ragged = [torch.randn(5, *grid, generator=generator) for grid in grids]
+    places = [
+        torch.rand(k, 2, generator=generator) * torch.tensor([w, h]) - 0.5
+        for k, (h, w) in zip((3, 0, 9, 4), grids, strict=True)
+    ]
+    expected = [sample_descriptors(m, p, m.shape[1:]) for m, p in zip(ragged, places, strict=True)]
+    torch.testing.assert_close(sample_batch(ragged, places), expected, atol=1e-5, rtol=0)
