@@ -1,12 +1,14 @@
 """The contract of a frozen backbone: images in, the raw residual stream of chosen blocks out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+
+from ditf_probe.errors import InputError
 
 Tap = Literal["attention", "mlp"]
 
@@ -44,6 +46,24 @@ class TappedBlock:
     norm: Norm
     grid: tuple[int, int]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TappedBlock":
+        """The same block with every tensor changed alike, for example moved, sliced by image or converted."""
+        shift, scale, gate = (None if x is None else change(x) for x in (self.shift, self.scale, self.gate))
+        return replace(self, hidden_states=change(self.hidden_states), shift=shift, scale=scale, gate=gate)
+
+    @staticmethod
+    def join(parts: "Sequence[TappedBlock]", combine: Callable[[list[Tensor]], Tensor]) -> "TappedBlock":
+        """Combines taps of one block and one grid tensor by tensor, for example with `torch.cat`."""
+
+        def all_of(name: str) -> Tensor | None:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else combine(found)
+
+        stream = combine([part.hidden_states for part in parts])
+        return replace(
+            parts[0], hidden_states=stream, shift=all_of("shift"), scale=all_of("scale"), gate=all_of("gate")
+        )
+
 
 class Backbone(nn.Module, ABC):
     """A frozen feature backbone.
@@ -61,6 +81,39 @@ class Backbone(nn.Module, ABC):
     channels: int
     stride: int
     num_timesteps: int = 1000
+
+    @staticmethod
+    def from_model(transformer: nn.Module, vae: nn.Module | None = None, **options: Any) -> "Backbone":
+        """Wraps and runs the very diffusers model that it is given; nothing is copied.
+
+        Args:
+            transformer: A diffusers transformer of a known class; set to eval mode and frozen.
+            vae: Its autoencoder, or None for a model of RGB pixels in [-1, 1].
+            **options: Of `ditf_probe.backbones.diffusion.DiffusionBackbone`: name, scheduler, noising,
+                class_embedding, posterior, guidance, max_batch.
+
+        Raises:
+            InputError: A class that is not known, or parts that do not fit each other.
+        """
+        from ditf_probe.backbones.diffusion import DiffusionBackbone  # diffusers is slow to import
+
+        return DiffusionBackbone(transformer, vae, **options)
+
+    def untrained(self, seed: int = 0) -> "Backbone":
+        """A control: the same configuration with its default initialisation.
+
+        Args:
+            seed: Seed of the initialisation.
+
+        Raises:
+            InputError: The backbone cannot be initialised anew.
+        """
+        raise InputError("backbone", self.name, f"has no untrained counterpart (seed {seed}), leave that row out")
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever the mode of the module around it."""
+        del mode
+        return super().train(False)
 
     @abstractmethod
     def taps(self, block: int) -> tuple[Tap, ...]:

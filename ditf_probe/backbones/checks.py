@@ -1,0 +1,60 @@
+"""What a backbone refuses, in words for its user."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ditf_probe.errors import InputError
+
+
+def check_images(images: Tensor, stride: int) -> None:
+    """Prepared images are `(B, 3, H, W)` floating point in [0, 1], sides multiples of the stride.
+
+    Raises:
+        InputError: They are not.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
+        found = f"{tuple(images.shape)} {images.dtype}"
+        raise InputError("images", found, "give floating-point (B, 3, H, W) in [0, 1], B at least 1")
+    height, width = images.shape[2:]
+    if not height or not width or height % stride or width % stride:
+        remedy = f"sides must be multiples of {stride} pixels; `extractor.prepare` makes them so"
+        raise InputError("images", f"{height} x {width}", remedy)
+    low, high = images.aminmax()
+    if not (float(low) >= -0.01 and float(high) <= 1.01):  # filters overshoot a little; NaN fails both comparisons
+        raise InputError("images", f"values {float(low):g} to {float(high):g}", "give finite values in [0, 1]")
+
+
+def check_blocks(blocks: Sequence[int], num_blocks: int) -> list[int]:
+    """Block indices from 0, each once, in the order given; negative ones count from the end.
+
+    Raises:
+        InputError: None at all, or one out of range.
+    """
+    if not blocks:
+        raise InputError("blocks", list(blocks), "name at least one block")
+    for block in blocks:
+        if not -num_blocks <= block < num_blocks:
+            raise InputError("blocks", block, f"the backbone has blocks 0 to {num_blocks - 1}")
+    return list(dict.fromkeys(block % num_blocks for block in blocks))
+
+
+def check_timestep(timestep: int, last: int) -> None:
+    """Timesteps are whole numbers from 0 to the last.
+
+    Raises:
+        InputError: It is not.
+    """
+    if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep <= last:
+        raise InputError("timestep", timestep, f"use a whole number from 0 to {last}")
+
+
+def check_ids(image_ids: Sequence[str], count: int) -> list[str]:
+    """One id per image.
+
+    Raises:
+        InputError: There are more or fewer, or they are no strings.
+    """
+    if isinstance(image_ids, str) or len(image_ids) != count or not all(isinstance(i, str) for i in image_ids):
+        raise InputError("image_ids", image_ids, f"give {count} strings, one per image")
+    return list(image_ids)

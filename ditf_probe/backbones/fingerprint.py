@@ -1,0 +1,29 @@
+"""SHA-256 of weights, so that a result names the very numbers it came from."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(paths: Iterable[Path], root: Path) -> str:
+    """One SHA-256 for several files: of the lines "hash  path", as `sha256sum` prints them in `root`."""
+    lines = (f"{file_sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in sorted(paths))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def module_sha256(module: nn.Module) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

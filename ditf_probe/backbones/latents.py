@@ -1,0 +1,123 @@
+"""From an image to the noisy latents that a transformer sees: encoding, seeded noise, noising."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ditf_probe.errors import InputError
+
+Posterior = Literal["mode", "sample"]
+_POSTERIOR_NOISE = -1  # in place of a timestep: the noise of the autoencoder's posterior does not depend on one
+
+
+def image_hash(image: Tensor) -> str:
+    """SHA-256 of the pixels of an image without id: `(3, H, W)` to a hexadecimal string."""
+    pixels = image.detach().to("cpu", torch.float32).contiguous()
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    digest.update(pixels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def noise(shape: Sequence[int], *, seed: int, image_id: str, draw: int, timestep: int) -> Tensor:
+    """Gaussian noise that depends on nothing but its arguments: not on batch, order, device or rank.
+
+    Args:
+        shape: Of one image's latents.
+        seed: Seed of the run.
+        image_id: Of the image.
+        draw: Number of the draw in an ensemble.
+        timestep: Noise level.
+
+    Returns:
+        float32 on the CPU.
+    """
+    key = json.dumps([seed, image_id, draw, timestep]).encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8]) >> 1)
+    return torch.randn(*shape, generator=generator)
+
+
+def flow_noising(clean: Tensor, eps: Tensor, timestep: float) -> Tensor:
+    """Rectified flow: x_t = (1 - s) x_0 + s eps with s = timestep / 1000."""
+    s = timestep / 1000
+    return (1 - s) * clean + s * eps
+
+
+def ddpm_noising(clean: Tensor, eps: Tensor, timestep: int, scheduler: Any) -> Tensor:
+    """The forward process of a diffusers scheduler, x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
+    noisy: Tensor = scheduler.add_noise(clean, eps, torch.full((len(clean),), timestep, device=clean.device))
+    return noisy
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Clean latents of a batch.
+
+    Attributes:
+        mean: `(B, C, h, w)` float32.
+        deviation: As `mean`, or None where the latents are certain.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None
+
+    def draw(self, image: int, *, seed: int, image_id: str, draw: int) -> Tensor:
+        """The clean latents `(C, h, w)` of one image for one draw of the ensemble."""
+        if self.deviation is None:
+            return self.mean[image]
+        shape = self.mean.shape[1:]
+        eps = noise(shape, seed=seed, image_id=image_id, draw=draw, timestep=_POSTERIOR_NOISE)
+        return self.mean[image] + self.deviation[image] * eps.to(self.mean.device)
+
+
+class LatentSpace(nn.Module):
+    """Encodes images into the space in which a transformer denoises.
+
+    Args:
+        vae: A diffusers autoencoder, or None for pixel space (the image itself in [-1, 1]).
+        posterior: "mode", or "sample" for one sample of the posterior per draw (what training and the reference do).
+
+    Attributes:
+        stride: Pixels per latent.
+        channels: Channels of the latents.
+
+    Raises:
+        InputError: Unknown posterior, or an autoencoder of unknown stride.
+    """
+
+    def __init__(self, vae: nn.Module | None = None, posterior: Posterior = "mode") -> None:
+        super().__init__()
+        if posterior not in get_args(Posterior):
+            raise InputError("posterior", posterior, "use mode or sample")
+        self.vae = vae
+        self.posterior = posterior
+        self.stride, self.channels = 1, 3
+        if vae is not None:
+            config: Any = vae.config
+            levels = getattr(config, "block_out_channels", None)
+            if levels is None:
+                raise InputError("vae", type(vae).__name__, "use an autoencoder of the AutoencoderKL kind")
+            self.stride, self.channels = 2 ** (len(levels) - 1), int(config.latent_channels)
+
+    def encode(self, images: Tensor) -> Encoded:
+        """Encodes prepared images once, whatever the ensemble.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1].
+
+        Returns:
+            Latents with the autoencoder's shift and scaling factor applied.
+        """
+        pixels = 2 * images.float() - 1
+        if self.vae is None:
+            return Encoded(pixels, None)
+        vae: Any = self.vae
+        distribution = vae.encode(pixels.to(next(vae.parameters()).dtype)).latent_dist
+        offset = getattr(vae.config, "shift_factor", None) or 0.0
+        scaling = vae.config.scaling_factor
+        mean = (distribution.mean.float() - offset) * scaling
+        return Encoded(mean, distribution.std.float() * scaling if self.posterior == "sample" else None)

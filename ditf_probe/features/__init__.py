@@ -1,0 +1,1 @@
+"""From images to dense features: modulation, the extractor, and the bank of computed streams."""

@@ -1,0 +1,268 @@
+"""Images to DiTF features: prepare, run the backbone, modulate."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
+from ditf_probe.backbones.checks import check_timestep
+from ditf_probe.errors import InputError
+from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
+from ditf_probe.features.settings import (
+    Discard,
+    Modulate,
+    PositionDebias,
+    SizeRule,
+    check_channels,
+    check_choice,
+    check_multiple,
+    check_tap,
+)
+from ditf_probe.geometry import Filter, Mode, Transform
+
+
+class FeatureExtractor:
+    """Frozen DiTF features of chosen blocks at one timestep.
+
+    Args:
+        backbone: Where the residual stream comes from.
+        blocks: Block indices; negative ones count from the end.
+        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`.
+        tap: "attention" (before the first AdaLN of a block) or "mlp" (before the second).
+        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
+        discard: "none", "pre_norm" (zero the massive channels before the norm, as the reference code does) or
+            "post_adaln" (after the modulation, as the paper says).
+        massive_channels: Indices for every block, or "auto": found by `calibrate`.
+        massive_ratio: Auto: mean magnitude of a massive channel over the median magnitude.
+        ensemble: Noise draws per image; stream, shift and scale are averaged before anything else.
+        seed: Seed of the noise, beside image id, draw and timestep.
+        image_size: Size that images are brought to: one number or (height, width); None keeps their own.
+        resize: "stretch", "keep_aspect" or "pad"; after "pad" the caller crops (`geometry.crop_features`).
+        multiple: Sides become multiples of this; the stride of the backbone by default.
+        filter: PIL filter of the resize.
+        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+
+    Attributes:
+        blocks: Block indices from 0.
+        calibration: Set by `calibrate`.
+
+    Raises:
+        InputError: A setting that the backbone does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        blocks: Sequence[int],
+        timestep: int,
+        tap: Tap = "mlp",
+        modulation: Modulate = "adaln",
+        discard: Discard = "none",
+        massive_channels: Literal["auto"] | Sequence[int] = "auto",
+        massive_ratio: float = 100.0,
+        ensemble: int = 1,
+        seed: int = 0,
+        image_size: int | Sequence[int] | None = None,
+        resize: Mode = "stretch",
+        multiple: int | None = None,
+        filter: Filter = "bicubic",
+        position_debias: PositionDebias = "none",
+    ) -> None:
+        check_choice("tap", tap, Tap)
+        check_choice("modulation", modulation, Modulate)
+        check_choice("discard", discard, Discard)
+        check_choice("position_debias", position_debias, PositionDebias)
+        check_timestep(timestep, backbone.num_timesteps)
+        if ensemble < 1:
+            raise InputError("ensemble", ensemble, "use at least one noise draw")
+        self.backbone = backbone
+        self.blocks = check_tap(backbone, blocks, tap)
+        self.timestep, self.tap = timestep, tap
+        self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
+        self.massive_channels = check_channels(massive_channels, backbone.channels)
+        self.massive_ratio = massive_ratio
+        self.ensemble, self.seed = ensemble, seed
+        self.size_rule = SizeRule(
+            image_size if image_size is None or isinstance(image_size, int) else (image_size[0], image_size[1]),
+            resize,
+            check_multiple(backbone.stride if multiple is None else multiple, backbone.stride),
+            filter,
+        )
+        self.calibration: Calibration | None = None
+
+    def transform(self, size: tuple[int, int]) -> Transform:
+        """What preparing does to an image of (height, width), for its keypoints and for cropping."""
+        return self.size_rule.transform(size)
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Brings an image to the size of the model: `(3, H, W)` uint8 to `(3, h, w)` float32 in [0, 1]."""
+        return self.size_rule(image)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, image_ids: Sequence[str] | None = None, conditions: Any = None
+    ) -> dict[int, Tensor]:
+        """Features of a batch of images.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1]. Used as they are where they have the size that `prepare` gives
+                (always with `image_size` None); otherwise resized, after rounding to 8 bits.
+            image_ids: Seeds of the noise; None hashes the pixels.
+            conditions: Class labels `(B,)` or prompts; None is the null condition.
+
+        Returns:
+            Block index to `(B, C, h, w)` float32.
+
+        Raises:
+            InputError: What the backbone refuses, or a setting that needs `calibrate` first.
+        """
+        return self.features(self.tapped(self._sized(images), image_ids, conditions))
+
+    @torch.no_grad()
+    def tapped(
+        self, images: Tensor, image_ids: Sequence[str] | None = None, conditions: Any = None
+    ) -> dict[int, TappedBlock]:
+        """The raw stream and modulation of prepared images; serves any number of `features` calls.
+
+        Args:
+            images: `(B, 3, h, w)` in [0, 1], used as they are.
+            image_ids: As in `__call__`.
+            conditions: As in `__call__`.
+
+        Returns:
+            Block index to what stands before its AdaLN, means over the ensemble.
+        """
+        tapped: dict[int, TappedBlock] = self.backbone(
+            images,
+            blocks=self.blocks,
+            timestep=self.timestep,
+            tap=self.tap,
+            image_ids=image_ids,
+            conditions=conditions,
+            ensemble=self.ensemble,
+            seed=self.seed,
+        )
+        return tapped
+
+    @torch.no_grad()
+    def features(
+        self,
+        tapped: dict[int, TappedBlock],
+        *,
+        modulation: Modulate | None = None,
+        discard: Discard | None = None,
+        position_debias: PositionDebias | None = None,
+    ) -> dict[int, Tensor]:
+        """Features from tapped blocks.
+
+        Args:
+            tapped: From `tapped` or a bank.
+            modulation: In place of the extractor's own.
+            discard: In place of the extractor's own.
+            position_debias: In place of the extractor's own.
+
+        Returns:
+            Block index to `(B, C, h, w)` float32.
+
+        Raises:
+            InputError: Unknown choice, or one that needs `calibrate` first.
+        """
+        modulation = self.modulation if modulation is None else modulation
+        discard = self.discard if discard is None else discard
+        position_debias = self.position_debias if position_debias is None else position_debias
+        check_choice("modulation", modulation, Modulate)
+        check_choice("discard", discard, Discard)
+        check_choice("position_debias", position_debias, PositionDebias)
+        found = {}
+        for index, block in tapped.items():
+            channels = self.discarded(index) if discard != "none" else []
+            maps = make_features(block, modulation, discard, channels)
+            if position_debias == "mean":
+                maps = maps - fit_mean(self._position_mean(index, modulation, discard), block.grid).to(maps.device)
+            found[index] = maps
+        return found
+
+    def discarded(self, block: int) -> list[int]:
+        """The massive channels of a block; empty where there are none.
+
+        Raises:
+            InputError: "auto" before `calibrate`.
+        """
+        if self.massive_channels != "auto":
+            return list(self.massive_channels)
+        if self.calibration is None:
+            raise InputError("massive_channels", "auto", "call extractor.calibrate(images) first, or give the indices")
+        return self.calibration.massive_channels[block]
+
+    def calibrate(self, images: Tensor | Iterable[Tensor], image_ids: Sequence[str] | None = None) -> Calibration:
+        """Finds massive channels and the mean feature of each position.
+
+        Args:
+            images: Training images `(B, 3, H, W)` in [0, 1], or batches of them, as in `__call__`. Their streams
+                are held in CPU memory meanwhile.
+            image_ids: Seeds of the noise, over all batches in order; None hashes the pixels.
+
+        Returns:
+            What was found, also kept in `calibration`.
+        """
+        batches = [images] if isinstance(images, Tensor) else images
+        return self.calibrate_tapped(self._tapped_batches(batches, image_ids))
+
+    def calibrate_tapped(self, batches: Iterable[dict[int, TappedBlock]]) -> Calibration:
+        """Calibrates on blocks that are tapped already, for example from a bank."""
+        given = None if self.massive_channels == "auto" else list(self.massive_channels)
+        self.calibration = calibrate(batches, given, self.massive_ratio)
+        return self.calibration
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that changes a number, as plain JSON values, with what calibration found."""
+        rule = self.size_rule
+        known = self.massive_channels != "auto" or self.calibration is not None
+        return {
+            "backbone": self.backbone.settings(),
+            "blocks": list(self.blocks),
+            "timestep": self.timestep,
+            "tap": self.tap,
+            "modulation": self.modulation,
+            "discard": self.discard,
+            "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",
+            "massive_ratio": self.massive_ratio if self.massive_channels == "auto" else None,
+            "calibration_images": None if self.calibration is None else self.calibration.num_images,
+            "ensemble": self.ensemble,
+            "seed": self.seed,
+            "image_size": list(rule.image_size) if isinstance(rule.image_size, tuple) else rule.image_size,
+            "resize": rule.resize,
+            "multiple": rule.multiple,
+            "filter": rule.filter,
+            "position_debias": self.position_debias,
+        }
+
+    def _sized(self, images: Tensor) -> Tensor:
+        if self.size_rule.image_size is None or images.ndim != 4 or not images.is_floating_point():
+            return images  # the backbone refuses what is no batch of images
+        size = (images.shape[2], images.shape[3])
+        if self.transform(size).canvas == size:
+            return images
+        if not bool(images.isfinite().all()):
+            raise InputError("images", "NaN or infinity", "give finite values in [0, 1]")
+        pixels = (images * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+        return torch.stack([self.prepare(image) for image in pixels]).to(images.device)
+
+    def _tapped_batches(
+        self, batches: Iterable[Tensor], image_ids: Sequence[str] | None
+    ) -> Iterator[dict[int, TappedBlock]]:
+        start = 0
+        for images in batches:
+            ids = None if image_ids is None else image_ids[start : start + len(images)]
+            start += len(images)
+            yield self.tapped(self._sized(images), ids)
+        if image_ids is not None and start != len(image_ids):
+            raise InputError("image_ids", f"{len(image_ids)} ids", f"give {start}, one per image")
+
+    def _position_mean(self, block: int, modulation: Modulate, discard: Discard) -> Tensor:
+        if self.calibration is None:
+            raise InputError("position_debias", "mean", "call extractor.calibrate(images) first")
+        return self.calibration.position_means[modulation, discard][block]

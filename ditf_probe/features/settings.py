@@ -1,0 +1,131 @@
+"""The settings of a feature extractor as plain values, for configuration files and records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ditf_probe.backbones.base import Backbone, Tap
+from ditf_probe.backbones.checks import check_blocks
+from ditf_probe.errors import InputError
+from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
+
+Modulate = Literal["none", "layer_norm", "adaln"]
+Discard = Literal["none", "pre_norm", "post_adaln"]
+PositionDebias = Literal["none", "mean"]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How features are made; `FeatureExtractor(backbone, **asdict(settings))`.
+
+    Attributes:
+        blocks: Flat block indices.
+        timestep: Noise level, 0 (clean) to 1000.
+        tap: "attention" or "mlp": before which AdaLN.
+        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
+        discard: "none", "pre_norm" (reference code) or "post_adaln" (paper).
+        massive_channels: "auto" (calibrated) or the indices, the same for every block.
+        massive_ratio: Auto: mean magnitude of a massive channel over the median magnitude.
+        ensemble: Noise draws per image.
+        seed: Seed of the noise.
+        image_size: Size that images are brought to, as in `geometry.fit`; None keeps their own.
+        resize: "stretch", "keep_aspect" or "pad".
+        multiple: Sides become multiples of this; None is the stride of the backbone.
+        filter: PIL filter of the resize.
+        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+    """
+
+    blocks: list[int]
+    timestep: int
+    tap: Tap = "mlp"
+    modulation: Modulate = "adaln"
+    discard: Discard = "none"
+    massive_channels: Literal["auto"] | list[int] = "auto"
+    massive_ratio: float = 100.0
+    ensemble: int = 1
+    seed: int = 0
+    image_size: int | list[int] | None = None
+    resize: Mode = "stretch"
+    multiple: int | None = None
+    filter: Filter = "bicubic"
+    position_debias: PositionDebias = "none"
+
+
+def check_choice(argument: str, value: object, choices: object) -> None:
+    """Refuses a value that is not among the choices of a Literal.
+
+    Raises:
+        InputError: It is not.
+    """
+    names = get_args(choices)
+    if value not in names:
+        raise InputError(argument, value, f"use one of {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Brings images to the size of the model; small enough to be sent to the workers of a loader.
+
+    Attributes:
+        image_size: As in `geometry.fit`.
+        resize: As in `geometry.fit`.
+        multiple: As in `geometry.fit`.
+        filter: Name of a PIL filter.
+    """
+
+    image_size: int | tuple[int, int] | None
+    resize: Mode
+    multiple: int
+    filter: Filter
+
+    def transform(self, size: tuple[int, int]) -> Transform:
+        """What becomes of an image of (height, width)."""
+        return fit(size, self.image_size, self.resize, self.multiple)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """From `(3, H, W)` uint8 to `(3, h, w)` float32 in [0, 1]."""
+        if image.ndim != 3:
+            raise InputError("image", f"{tuple(image.shape)} {image.dtype}", "give a (3, H, W) uint8 image")
+        return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter)
+
+
+def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
+    """Block indices from 0 of blocks that all have the tap.
+
+    Raises:
+        InputError: One is out of range, or has one AdaLN only.
+    """
+    found = check_blocks(blocks, backbone.num_blocks)
+    for block in found:
+        if tap not in backbone.taps(block):
+            raise InputError("tap", tap, f"block {block} of {backbone.name} has one AdaLN only, use tap attention")
+    return found
+
+
+def check_channels(channels: Literal["auto"] | Sequence[int], width: int) -> Literal["auto"] | list[int]:
+    """The word auto, or channel indices in ascending order.
+
+    Raises:
+        InputError: Another word, or an index out of range.
+    """
+    if isinstance(channels, str):
+        if channels != "auto":
+            raise InputError("massive_channels", channels, "use auto or a list of channel indices")
+        return "auto"
+    for channel in channels:
+        if not 0 <= channel < width:
+            raise InputError("massive_channels", channel, f"use indices from 0 to {width - 1}")
+    return sorted(set(channels))
+
+
+def check_multiple(multiple: int, stride: int) -> int:
+    """A multiple of pixels that keeps tokens whole.
+
+    Raises:
+        InputError: It is no multiple of the stride.
+    """
+    if multiple < 1 or multiple % stride:
+        raise InputError("multiple", multiple, f"use a multiple of the stride of the backbone, {stride} pixels")
+    return multiple
