@@ -1,0 +1,105 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from ditf_probe.errors import InputError
+from ditf_probe.metrics.predictions import COLUMNS, KeypointPredictions, Predictions, pad_points
+
+KEYPOINTS = 4
+
+
+def batch(indices: list[int]) -> dict[str, Tensor]:
+    """A batch whose values follow from the pair index; keypoint k of pair i is visible unless (i + k) % 3 == 0."""
+    pair = torch.tensor(indices, dtype=torch.long).reshape(-1)
+    k = torch.arange(KEYPOINTS)
+    x = pair[:, None] * 10.0 + k
+    return {
+        "predictions": torch.stack([x, x + 0.25], dim=-1),
+        "targets": torch.stack([x + 0.5, x + 0.125], dim=-1),
+        "visible": (pair[:, None] + k) % 3 != 0,
+        "similarity": x / 1000,
+        "threshold_base": pair + 7.5,
+        "pair_index": pair,
+    }
+
+
+def expected(indices: list[int]) -> list[tuple[float, ...]]:
+    rows = []
+    for i in sorted(set(indices)):
+        for k in range(KEYPOINTS):
+            if (i + k) % 3 != 0:
+                x = 10.0 * i + k
+                rows.append((i, k, x, x + 0.25, x + 0.5, x + 0.125, float(np.float32(x / 1000)), i + 7.5))
+    return rows
+
+
+def rows_of(predictions: Predictions) -> list[tuple[float, ...]]:
+    return list(zip(*(getattr(predictions, name).tolist() for name in COLUMNS), strict=True))
+
+
+def test_rows_are_visible_keypoints_in_order_and_pairs_count_once() -> None:
+    metric = KeypointPredictions()
+    for indices in ([5, 2], [0], [2, 7]):
+        metric.update(**batch(indices))
+    assert rows_of(metric.rows()) == expected([0, 2, 5, 7])
+    metric.reset()
+    assert len(metric.rows()) == 0
+
+
+def test_nothing_visible_leaves_no_rows() -> None:
+    values = batch([1, 2])
+    values["visible"] = torch.zeros_like(values["visible"])
+    metric = KeypointPredictions()
+    metric.update(**values)
+    assert len(metric.rows()) == 0
+
+
+@pytest.mark.parametrize("name", ["predictions", "targets"])
+def test_nan_in_a_visible_keypoint_is_named_and_elsewhere_ignored(name: str) -> None:
+    values = batch([1])
+    values[name][0, 2] = float("nan")  # (1 + 2) % 3 == 0: not visible
+    KeypointPredictions().update(**values)
+    values[name][0, 1] = float("nan")
+    with pytest.raises(InputError, match=name):
+        KeypointPredictions().update(**values)
+
+
+def test_pair_index_beyond_float32_is_refused() -> None:
+    values = batch([1])
+    values["pair_index"] = torch.tensor([2**24])
+    with pytest.raises(InputError, match="pair_index"):
+        KeypointPredictions().update(**values)
+
+
+def test_padding_marks_what_is_real() -> None:
+    padded, real = pad_points([torch.ones(2, 2), torch.ones(0, 2), torch.full((3, 2), 2.0)])
+    assert padded.shape == (3, 3, 2)
+    assert real.tolist() == [[True, True, False], [False] * 3, [True] * 3]
+    assert padded[~real].abs().sum() == 0
+
+
+def _rank(rank: int, folder: Path, shares: list[list[list[int]]]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(shares))
+    metric = KeypointPredictions()
+    for indices in shares[rank]:
+        metric.update(**batch(indices))
+    rows: Any = rows_of(metric.rows())
+    torch.save(torch.tensor(rows, dtype=torch.float64), folder / f"rows{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "shares", [[[[0, 2], [4]], [[1, 3], [0]]], [[[0, 1, 2]], []]], ids=["uneven with a padded pair", "an empty rank"]
+)
+def test_two_ranks_agree_with_one(shares: list[list[list[int]]], tmp_path: Path) -> None:
+    multiprocessing.start_processes(_rank, args=(tmp_path, shares), nprocs=2, start_method="fork")
+    indices = [i for share in shares for indices in share for i in indices]
+    for rank in range(2):
+        rows = torch.load(tmp_path / f"rows{rank}.pt", weights_only=True)
+        assert [tuple(row) for row in rows.tolist()] == expected(indices)
