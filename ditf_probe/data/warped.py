@@ -121,15 +121,14 @@ class WarpedPhotos(PairDataset):
 
     def _draw(self, index: int) -> Views:
         rng = np.random.default_rng(self._entropy(index, 0))
-        best: Views | None = None
+        best = draw_views(self._photo(index), self.num_keypoints, self.strength, rng)
         for _ in range(_ATTEMPTS):
-            views = draw_views(self._photo(index), self.num_keypoints, self.strength, rng)
-            if best is None or len(views.target_keypoints) > len(best.target_keypoints):
-                best = views
             # Views with little in common say little; the next draw usually shares more.
             if 2 * len(best.target_keypoints) >= self.num_keypoints:
-                return best
-        if best is None or len(best.target_keypoints) < _FEWEST_KEYPOINTS:
+                break
+            views = draw_views(self._photo(index), self.num_keypoints, self.strength, rng)
+            best = max(best, views, key=lambda drawn: len(drawn.target_keypoints))
+        if len(best.target_keypoints) < _FEWEST_KEYPOINTS:
             raise InputError("root", str(self._path(index)), "too little texture for keypoints; remove this photo")
         return best
 
