@@ -62,6 +62,8 @@ class DiffusionBackbone(Backbone):
         self.transformer: Any = transformer
         self.latents = LatentSpace(vae, posterior)
         self.class_embedding = class_embedding
+        if class_embedding is not None:
+            _check_embedding(class_embedding, self.family, self.transformer.config)
         self.noising: Noising = noising or self.family.noising
         if self.noising not in get_args(Noising):
             raise InputError("noising", noising, f"use one of {', '.join(get_args(Noising))}")
@@ -189,7 +191,7 @@ class DiffusionBackbone(Backbone):
             if embedding is not None:
                 embedding = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim).to(embedding.weight)
         return DiffusionBackbone(
-            transformer.to(self.device, self.transformer.dtype),
+            nn.Module.to(transformer, self.device, self.transformer.dtype),  # that of diffusers warns for nothing
             self.latents.vae,
             name=f"{self.name} untrained",
             scheduler=self.scheduler,
@@ -252,6 +254,13 @@ def _family(transformer: nn.Module) -> Family:
     if name not in FAMILIES:
         raise InputError("transformer", name, f"use a diffusers model of one of the classes {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def _check_embedding(embedding: nn.Embedding, family: Family, config: Any) -> None:
+    widths = {config[key] for key in (family.text_width, family.pooled_width) if key is not None}
+    if widths != {embedding.embedding_dim}:
+        remedy = f"the transformer takes vectors of width {sorted(widths)}" if widths else "it embeds labels itself"
+        raise InputError("class_embedding", f"width {embedding.embedding_dim}", remedy)
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

@@ -117,7 +117,15 @@ class LatentSpace(nn.Module):
             return Encoded(pixels, None)
         vae: Any = self.vae
         distribution = vae.encode(pixels.to(next(vae.parameters()).dtype)).latent_dist
-        offset = getattr(vae.config, "shift_factor", None) or 0.0
-        scaling = vae.config.scaling_factor
+        offset, scaling = _normalisation(vae.config, pixels.device)
         mean = (distribution.mean.float() - offset) * scaling
         return Encoded(mean, distribution.std.float() * scaling if self.posterior == "sample" else None)
+
+
+def _normalisation(config: Any, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+    """What to subtract from raw latents, and then to multiply by: numbers, or `(1, C, 1, 1)` per channel."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
+    per_channel = torch.tensor([mean, std], dtype=torch.float32, device=device).reshape(2, 1, -1, 1, 1)
+    return per_channel[0], config.scaling_factor / per_channel[1]
