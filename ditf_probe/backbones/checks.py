@@ -1,9 +1,11 @@
 """What a backbone refuses, in words for its user."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ditf_probe.backbones.families import FAMILIES, Family
 from ditf_probe.errors import InputError
 
 
@@ -58,3 +60,31 @@ def check_ids(image_ids: Sequence[str], count: int) -> list[str]:
     if isinstance(image_ids, str) or len(image_ids) != count or not all(isinstance(i, str) for i in image_ids):
         raise InputError("image_ids", image_ids, f"give {count} strings, one per image")
     return list(image_ids)
+
+
+def find_family(transformer: nn.Module) -> Family:
+    """The entry of a transformer.
+
+    Raises:
+        InputError: A class without an entry, or a compiled model.
+    """
+    in_place = any(getattr(module, "_compiled_call_impl", None) is not None for module in transformer.modules())
+    if in_place or hasattr(transformer, "_orig_mod"):
+        remedy = "hooks do not fire reliably in compiled code, give the model without torch.compile"
+        raise InputError("transformer", "a compiled model", remedy)
+    name = type(transformer).__name__
+    if name not in FAMILIES:
+        raise InputError("transformer", name, f"use a diffusers model of one of the classes {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def check_embedding(embedding: nn.Embedding, family: Family, config: Any) -> None:
+    """A class embedding replaces text tokens and pooled prompt, so it needs the width of both.
+
+    Raises:
+        InputError: It has another one, or the model takes no prompts.
+    """
+    widths = {config[key] for key in (family.text_width, family.pooled_width) if key is not None}
+    if widths != {embedding.embedding_dim}:
+        remedy = f"the transformer takes vectors of width {sorted(widths)}" if widths else "it embeds labels itself"
+        raise InputError("class_embedding", f"width {embedding.embedding_dim}", remedy)

@@ -1,6 +1,5 @@
 """A diffusers transformer as a backbone: encode, noise, run as far as needed, average over draws."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,16 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
-from ditf_probe.backbones.checks import check_blocks, check_ids, check_images, check_timestep
-from ditf_probe.backbones.families import FAMILIES, Family, ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import module_sha256
+from ditf_probe.backbones.checks import (
+    check_blocks,
+    check_embedding,
+    check_ids,
+    check_images,
+    check_timestep,
+    find_family,
+)
+from ditf_probe.backbones.families import ModelInputs, Noising
+from ditf_probe.backbones.fingerprint import module_sha256, plain
 from ditf_probe.backbones.latents import Encoded, LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise
 from ditf_probe.backbones.taps import BlockTap, containers, recording, tap_block
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
@@ -58,12 +64,12 @@ class DiffusionBackbone(Backbone):
         weights_sha256: str | Callable[[], str] | None = None,
     ) -> None:
         super().__init__()
-        self.family = _family(transformer)
+        self.family = find_family(transformer)
         self.transformer: Any = transformer
         self.latents = LatentSpace(vae, posterior)
         self.class_embedding = class_embedding
         if class_embedding is not None:
-            _check_embedding(class_embedding, self.family, self.transformer.config)
+            check_embedding(class_embedding, self.family, self.transformer.config)
         self.noising: Noising = noising or self.family.noising
         if self.noising not in get_args(Noising):
             raise InputError("noising", noising, f"use one of {', '.join(get_args(Noising))}")
@@ -246,23 +252,6 @@ class _Batch:
         return len(self.ids)
 
 
-def _family(transformer: nn.Module) -> Family:
-    if hasattr(transformer, "_orig_mod"):
-        remedy = "hooks do not fire reliably in compiled code, give the model itself without torch.compile"
-        raise InputError("transformer", "a compiled model", remedy)
-    name = type(transformer).__name__
-    if name not in FAMILIES:
-        raise InputError("transformer", name, f"use a diffusers model of one of the classes {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
-def _check_embedding(embedding: nn.Embedding, family: Family, config: Any) -> None:
-    widths = {config[key] for key in (family.text_width, family.pooled_width) if key is not None}
-    if widths != {embedding.embedding_dim}:
-        remedy = f"the transformer takes vectors of width {sorted(widths)}" if widths else "it embeds labels itself"
-        raise InputError("class_embedding", f"width {embedding.embedding_dim}", remedy)
-
-
 def _sum(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] + parts[1]
 
@@ -270,10 +259,3 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
 def _slices(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A diffusers config as JSON values, without its private keys (versions and paths)."""
-    public = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    values: dict[str, Any] = json.loads(json.dumps(public, default=str))
-    return values

@@ -1,8 +1,10 @@
-"""SHA-256 of weights, so that a result names the very numbers it came from."""
+"""What a result names its backbone by: the SHA-256 of its weights and its configuration as plain values."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,3 +29,10 @@ def module_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A diffusers config as JSON values, without its private keys (versions and paths)."""
+    public = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    values: dict[str, Any] = json.loads(json.dumps(public, default=str))
+    return values

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.matching import match_keypoints
 
 IDS = ["a", "b"]
 NEXT = {  # the sub-layer behind each AdaLN, and which rows of its input are image tokens
@@ -322,10 +324,13 @@ def test_prompts_of_the_wrong_shape(flux: nn.Module, images: Tensor) -> None:
             backbone(images, blocks=[0], timestep=260, conditions=conditions)
 
 
-def test_models_that_cannot_be_wrapped(dit: nn.Module, flux: nn.Module, make_vae: object) -> None:
+def test_models_that_cannot_be_wrapped(dit: nn.Module, flux: nn.Module, make_dit: object, make_vae: object) -> None:
+    compiled = make_dit()
+    compiled.transformer_blocks[1].compile()
     for transformer, options, word in (
         (nn.Linear(2, 2), {}, "transformer"),
         (torch.compile(dit), {}, "transformer"),
+        (compiled, {}, "transformer"),
         (dit, {"vae": make_vae()}, "vae"),
         (flux, {"vae": make_vae()}, "vae"),
         (flux, {"class_embedding": nn.Embedding(4, 24)}, "class_embedding"),  # its pooled vectors have width 20
@@ -337,3 +342,17 @@ def test_models_that_cannot_be_wrapped(dit: nn.Module, flux: nn.Module, make_vae
         with pytest.raises(InputError) as caught:
             Backbone.from_model(transformer, **options)
         assert caught.value.argument == word
+
+
+@pytest.mark.parametrize("name", ["dit", "flux"])
+def test_an_image_matches_itself(name: str, request: pytest.FixtureRequest) -> None:
+    """Integer keypoints, half a stride inside the border, come back exactly under one id."""
+    backbone = Backbone.from_model(request.getfixturevalue(name), noising="flow")
+    extractor = FeatureExtractor(backbone, blocks=[1], timestep=150, image_size=32)
+    image = SyntheticPairs("train", num_pairs=1).image(SyntheticPairs("train", num_pairs=1).image_ids()[0])
+    prepared = extractor.prepare(image)[None]
+    source, target = (extractor(prepared, ["same"])[1][0] for _ in range(2))
+    keypoints = torch.tensor([[x, y] for x in range(4, 60, 11) for y in range(4, 60, 11)], dtype=torch.float32)
+    predictions, similarity = match_keypoints(source, target, keypoints, (64, 64), (64, 64))
+    assert torch.equal(predictions, keypoints)
+    assert float(similarity.min()) > 1 - 1e-5
