@@ -143,8 +143,8 @@ def fit(
         raise InputError("resize", mode, f"use one of {', '.join(get_args(Mode))}")
     if multiple < 1:
         raise InputError("multiple", multiple, "use a positive number of pixels")
-    own = _check_size("size", size)
-    box = own if image_size is None else _check_size("image_size", image_size)
+    own = check_size("size", size)
+    box = own if image_size is None else check_size("image_size", image_size)
     canvas = (_nearest(box[0], multiple), _nearest(box[1], multiple))
     if mode == "stretch":
         return Transform(own, canvas, canvas)
@@ -214,15 +214,24 @@ def crop_features(features: Tensor, transform: Transform) -> Tensor:
     return features[..., spans[0], spans[1]]
 
 
-def _nearest(length: float, multiple: int) -> int:
-    return max(1, math.floor(length / multiple + 0.5)) * multiple
+def check_size(argument: str, size: int | Sequence[int]) -> Size:
+    """A size as (height, width).
 
+    Args:
+        argument: What the size is called in the message of an error.
+        size: (height, width), or one number for both.
 
-def _check_size(argument: str, size: int | Sequence[int]) -> Size:
+    Raises:
+        InputError: If a side is not a positive whole number.
+    """
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or any(not side >= 1 or side % 1 != 0 for side in sides):
         raise InputError(argument, size, "give positive whole pixels: one number, or height and width")
     return int(sides[0]), int(sides[1])
+
+
+def _nearest(length: float, multiple: int) -> int:
+    return max(1, math.floor(length / multiple + 0.5)) * multiple
 
 
 def _check_points(points: Tensor) -> None:

@@ -1,0 +1,172 @@
+"""Exact nearest neighbours at full image resolution, without features at full image resolution.
+
+The rule is that of DIFT and DiTF: interpolate both feature maps to their original images (bilinear without aligned
+corners), take the cosine after interpolation, and the best of all target pixels, the first in row-major order on ties.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ditf_probe.errors import InputError
+from ditf_probe.geometry import check_size, grid_coordinates
+from ditf_probe.matching.cosines import Axis, check_features, cosines, not_finite, unit
+
+Rounding = Literal["subpixel", "integer"]
+
+
+@torch.no_grad()
+def match_keypoints(
+    source_features: Tensor,
+    target_features: Tensor,
+    source_keypoints: Tensor,
+    source_size: Sequence[int],
+    target_size: Sequence[int],
+    *,
+    rounding: Rounding = "subpixel",
+    visible: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Finds the best target pixel of each source keypoint.
+
+    Both maps must cover their original images from edge to edge; see `geometry.crop_features` for padded images.
+    Every tensor may have one more leading axis, B pairs with equal grids and image sizes: quicker for small maps.
+
+    Args:
+        source_features: `(C, h, w)`, any floating dtype.
+        target_features: `(C, h', w')`, on the same device.
+        source_keypoints: `(K, 2)` (x, y) in pixels of the original source image, inside it where visible.
+        source_size: (height, width) of the original source images.
+        target_size: (height, width) of the original target images.
+        rounding: Where the source descriptor is sampled: `subpixel` at the keypoint itself, `integer` at its
+            coordinates rounded down, as the reference does.
+        visible: `(K,)` bool; the other keypoints are not looked at, and what is returned for them is NaN.
+
+    Returns:
+        predictions: `(K, 2)` float32 (x, y), whole pixels of the original target image.
+        similarity: `(K,)` float32 cosine in [-1, 1]; 0 where the source or every target feature is zero.
+
+    Raises:
+        InputError: If shapes do not fit, a keypoint is outside the image, or a number is NaN or infinite.
+    """
+    height, width = check_size("target_size", target_size)
+    descriptors = _descriptors("source_", source_features, source_keypoints, source_size, rounding, visible)
+    best = descriptors.new_full(descriptors.shape[:-1], -torch.inf)
+    pixel = torch.zeros_like(best, dtype=torch.long)
+    for keypoints, rows, maps in cosines(descriptors, "target_features", target_features, (height, width)):
+        value, row = maps.amax(dim=-1).max(dim=-1)
+        column = maps.take_along_dim(row[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
+        # Later rows must win outright, or the first of equal pixels would not be kept.
+        better = value > best[..., keypoints]
+        best[..., keypoints] = torch.where(better, value, best[..., keypoints])
+        pixel[..., keypoints] = torch.where(better, (row + rows.start) * width + column, pixel[..., keypoints])
+    predictions = torch.stack([pixel % width, pixel // width], dim=-1).float()
+    similarity = best.clamp(-1, 1).float()
+    if visible is not None:
+        hidden = ~visible.to(best.device)
+        predictions[hidden], similarity[hidden] = torch.nan, torch.nan
+    return predictions, similarity
+
+
+@torch.no_grad()
+def similarity_maps(descriptors: Tensor, features: Tensor, size: Sequence[int]) -> Tensor:
+    """Cosine of each descriptor with the feature of every pixel.
+
+    Args:
+        descriptors: `(K, C)` or `(B, K, C)`, of any length.
+        features: `(C, h, w)` or `(B, C, h, w)`, covering the image.
+        size: (height, width) of the image.
+
+    Returns:
+        `(K, height, width)` or `(B, K, height, width)` float32 in [-1, 1].
+
+    Raises:
+        InputError: If the channels differ or a number is NaN or infinite.
+    """
+    height, width = check_size("size", size)
+    directions = unit(descriptors.double())
+    if not directions.isfinite().all():
+        raise InputError("descriptors", "not finite", "give descriptors without NaN or infinity")
+    maps = torch.empty(*directions.shape[:-1], height, width, device=features.device)
+    for keypoints, rows, piece in cosines(directions, "features", features, (height, width)):
+        maps[..., keypoints, rows, :] = piece.clamp(-1, 1).float()
+    return maps
+
+
+def sample_descriptors(
+    features: Tensor,
+    keypoints: Tensor,
+    size: Sequence[int],
+    *,
+    rounding: Rounding = "subpixel",
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Unit descriptors of keypoints: the feature map, interpolated bilinearly at each. Gradients pass.
+
+    Args:
+        features: `(C, h, w)` or `(B, C, h, w)`, covering the image.
+        keypoints: `(K, 2)` or `(B, K, 2)` (x, y) in pixels of the image, inside it where visible.
+        size: (height, width) of the image.
+        rounding: `subpixel` samples at the keypoint itself, `integer` at its coordinates rounded down.
+        visible: `(K,)` or `(B, K)` bool; what is returned for the other keypoints has no meaning.
+
+    Returns:
+        `(K, C)` or `(B, K, C)` of length one (zero where the feature is zero), float32, or float64 for float64.
+
+    Raises:
+        InputError: If shapes do not fit, a keypoint is outside the image, or a number is NaN or infinite.
+    """
+    descriptors = _descriptors("", features, keypoints, size, rounding, visible)
+    return descriptors.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def _descriptors(
+    prefix: str, features: Tensor, keypoints: Tensor, size: Sequence[int], rounding: str, visible: Tensor | None
+) -> Tensor:
+    """`(..., K, C)` float64 of length one."""
+    height, width = check_size(f"{prefix}size", size)
+    check_features(f"{prefix}features", features)
+    # The sum is quicker than a look at every number, but may itself overflow.
+    if not features.sum().isfinite() and not features.isfinite().all():
+        raise not_finite(f"{prefix}features", features)
+    if rounding not in get_args(Rounding):
+        raise InputError("rounding", rounding, f"use one of {', '.join(get_args(Rounding))}")
+    points = _checked(f"{prefix}keypoints", keypoints, features, (height, width), visible)
+    if rounding == "integer":
+        points = points.floor().clamp_min(0)
+    columns, rows = grid_coordinates(points, (height, width), features.shape[-2:]).unbind(-1)
+    x, y = Axis.at(columns, features.shape[-1]), Axis.at(rows, features.shape[-2])
+    cells = features.flatten(-2)
+
+    def read(row: Tensor, column: Tensor) -> Tensor:
+        index = (row * features.shape[-1] + column).unsqueeze(-2)
+        return cells.take_along_dim(index, dim=-1).double()
+
+    right, below = x.fraction.unsqueeze(-2), y.fraction.unsqueeze(-2)
+    upper = torch.lerp(read(y.low, x.low), read(y.low, x.high), right)
+    lower = torch.lerp(read(y.high, x.low), read(y.high, x.high), right)
+    return unit(torch.lerp(upper, lower, below).mT)
+
+
+def _checked(
+    argument: str, keypoints: Tensor, features: Tensor, size: tuple[int, int], visible: Tensor | None
+) -> Tensor:
+    """Keypoints as float64 on the device of the features; invisible ones are moved to (0, 0)."""
+    batch = features.shape[:-3]
+    if keypoints.shape != (*batch, *keypoints.shape[-2:-1], 2) or not keypoints.is_floating_point():
+        shape = ", ".join([*map(str, batch), "K", "2"])
+        found = f"{tuple(keypoints.shape)} {keypoints.dtype}"
+        raise InputError(argument, found, f"give floating-point ({shape}) keypoints as (x, y)")
+    points = keypoints.to(features.device, torch.float64)
+    if visible is not None:
+        if visible.shape != keypoints.shape[:-1] or visible.dtype != torch.bool:
+            found = f"{tuple(visible.shape)} {visible.dtype}"
+            raise InputError("visible", found, f"give a bool mask {tuple(keypoints.shape[:-1])}")
+        points = torch.where(visible.to(points.device)[..., None], points, 0.0)
+    limit = points.new_tensor([size[1], size[0]]) - 0.5
+    outside = ~((points >= -0.5) & (points <= limit)).all(dim=-1)
+    if outside.any():
+        value = tuple(points[outside][0].tolist())
+        raise InputError(argument, value, f"give points (x, y) inside the image, {size[1]} wide and {size[0]} high")
+    return points
