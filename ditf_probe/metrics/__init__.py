@@ -1,0 +1,1 @@
+"""Metrics: functions count, classes accumulate."""

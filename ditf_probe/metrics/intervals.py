@@ -1,0 +1,160 @@
+"""Percentile bootstrap of PCK over independent units.
+
+Pairs of one photo or one set go right or wrong together, so units are resampled, never pairs. Several methods scored on
+the same pairs share the resamples: differences of their columns are paired.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditf_probe.errors import InputError
+
+Statistic = Literal["per_point", "per_image"]
+Interval = tuple[float, float]
+Floats = NDArray[np.float64]
+
+RESAMPLES_AT_ONCE = 2**22  # numbers in memory: resamples times units
+
+
+def unit_count(units: Sequence[str], num_points: NDArray[Any]) -> int:
+    """Number of units that have a visible keypoint; what the width of an interval rests on."""
+    return len(set(np.asarray(units, dtype=object)[np.asarray(num_points) > 0]))
+
+
+def resampled_scores(
+    units: Sequence[str],
+    num_points: NDArray[Any],
+    num_correct: NDArray[Any],
+    *,
+    statistic: Statistic = "per_point",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Floats | None:
+    """Scores of several methods on random resamples of the units, drawn with replacement.
+
+    The same units and seed give the same resamples, whatever the order of the pairs.
+
+    Args:
+        units: N names of sampling units, one per pair; each pair once.
+        num_points: `(N,)` visible keypoints per pair; pairs without any count nowhere.
+        num_correct: `(N, M)` correct ones of each of M methods.
+        statistic: `per_point` (all points alike) or `per_image` (the mean of the shares of the pairs).
+        resamples: R, number of resamples.
+        seed: Of the random generator.
+
+    Returns:
+        `(R, M)` percentages, or None with fewer than two units: one unit says nothing about its spread.
+
+    Raises:
+        InputError: If shapes do not fit, there are more correct than visible points, or an option is unknown.
+    """
+    points, correct = _checked(units, num_points, num_correct, statistic, resamples)
+    counted = points > 0
+    if unit_count(units, points) < 2:
+        return None
+    points, correct = points[counted], correct[counted]
+    names, unit = np.unique(np.asarray(units, dtype=object)[counted].astype(str), return_inverse=True)
+    if statistic == "per_image":
+        correct, points = correct / points[:, None], np.ones_like(points)
+    above, below = np.zeros((len(names), correct.shape[1])), np.zeros(len(names))
+    np.add.at(above, unit, correct)
+    np.add.at(below, unit, points)
+    generator = np.random.default_rng(seed)
+    even = np.full(len(names), 1 / len(names))
+    scores = []
+    step = max(1, RESAMPLES_AT_ONCE // len(names))
+    for start in range(0, resamples, step):
+        times = generator.multinomial(len(names), even, size=min(step, resamples - start)).astype(np.float64)
+        scores.append(100 * (times @ above) / (times @ below)[:, None])
+    return np.concatenate(scores)
+
+
+def percentile_interval(scores: NDArray[Any], level: float = 0.95) -> Interval:
+    """The central part of resampled scores or differences.
+
+    Args:
+        scores: `(R,)`.
+        level: Share of them inside.
+
+    Returns:
+        Lower and upper end.
+    """
+    if not 0 < level < 1:
+        raise InputError("level", level, "give a share between 0 and 1, such as 0.95")
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def score_interval(
+    units: Sequence[str],
+    num_points: NDArray[Any],
+    num_correct: NDArray[Any],
+    *,
+    statistic: Statistic = "per_point",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval | None:
+    """Interval of one score, in percent; None with one unit.
+
+    Args:
+        units: N names of sampling units.
+        num_points: `(N,)` visible keypoints per pair.
+        num_correct: `(N,)` correct ones.
+        statistic: See `resampled_scores`.
+        resamples: Number of resamples.
+        seed: Of the random generator.
+        level: Share of the resamples inside.
+    """
+    options: dict[str, Any] = {"statistic": statistic, "resamples": resamples, "seed": seed}
+    scores = resampled_scores(units, num_points, np.asarray(num_correct)[:, None], **options)
+    return None if scores is None else percentile_interval(scores[:, 0], level)
+
+
+def delta_interval(
+    units: Sequence[str],
+    num_points: NDArray[Any],
+    num_correct: NDArray[Any],
+    baseline_correct: NDArray[Any],
+    *,
+    statistic: Statistic = "per_point",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval | None:
+    """Interval of the difference of two scores on the same resamples, in percentage points; None with one unit.
+
+    Args:
+        units: N names of sampling units.
+        num_points: `(N,)` visible keypoints per pair.
+        num_correct: `(N,)` correct ones.
+        baseline_correct: `(N,)` correct ones of what is subtracted.
+        statistic: See `resampled_scores`.
+        resamples: Number of resamples.
+        seed: Of the random generator.
+        level: Share of the resamples inside.
+    """
+    options: dict[str, Any] = {"statistic": statistic, "resamples": resamples, "seed": seed}
+    both = np.stack([np.asarray(num_correct), np.asarray(baseline_correct)], axis=1)
+    scores = resampled_scores(units, num_points, both, **options)
+    return None if scores is None else percentile_interval(scores[:, 0] - scores[:, 1], level)
+
+
+def _checked(
+    units: Sequence[str], num_points: NDArray[Any], num_correct: NDArray[Any], statistic: str, resamples: int
+) -> tuple[Floats, Floats]:
+    points, correct = np.asarray(num_points, dtype=np.float64), np.asarray(num_correct, dtype=np.float64)
+    if statistic not in get_args(Statistic):
+        raise InputError("statistic", statistic, f"use one of {', '.join(get_args(Statistic))}")
+    if resamples < 1:
+        raise InputError("resamples", resamples, "give a positive number")
+    if points.shape != (len(units),):
+        raise InputError("num_points", points.shape, f"give one number per pair, {len(units)}")
+    if correct.ndim != 2 or len(correct) != len(units):
+        raise InputError("num_correct", correct.shape, f"give ({len(units)}, methods)")
+    if not ((correct >= 0) & (correct <= points[:, None])).all():
+        raise InputError("num_correct", float(correct.max()), "give between 0 and the number of points of each pair")
+    return points, correct

@@ -1,0 +1,248 @@
+"""Percentage of correct keypoints (PCK).
+
+A keypoint is correct where its prediction lies within alpha times a base length of the annotation: `<=`, as DIFT and
+DiTF compare, or `<` (`strict`), as GeoAware-SC does. All four averages of the literature are given: over points or over
+images, each over all pairs or over the categories first.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from ditf_probe.errors import InputError
+
+ALPHAS = (0.01, 0.05, 0.10, 0.15)
+AVERAGES = ("per_point", "per_image", "category_macro", "category_macro_per_image")
+LARGEST_INDEX = 2**24  # the states are float32, which counts exactly up to here
+
+Scores = dict[str, dict[str, Tensor]]
+
+
+def pck_counts(
+    predictions: Tensor,
+    targets: Tensor,
+    visible: Tensor,
+    threshold_base: Tensor,
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Counts correct keypoints per pair.
+
+    Args:
+        predictions: `(B, K, 2)` (x, y) in pixels of the original target image.
+        targets: `(B, K, 2)` annotated keypoints in the same pixels.
+        visible: `(B, K)` bool; what is not visible in both images does not count.
+        threshold_base: `(B,)` length in the same pixels that alpha is multiplied by.
+        alphas: A thresholds as fractions of it.
+        strict: Compare with `<` instead of `<=`.
+
+    Returns:
+        num_points: `(B,)` int64 visible keypoints.
+        num_correct: `(B, A)` int64 correct ones per threshold.
+    """
+    # float64: in float32, whole distances could fall on the wrong side of a threshold such as 0.1 * 30.
+    distance = (predictions.double() - targets.double()).square().sum(-1).sqrt()
+    limits = threshold_base.double()[:, None] * torch.tensor(alphas, dtype=torch.float64, device=distance.device)
+    within = distance[..., None] < limits[:, None] if strict else distance[..., None] <= limits[:, None]
+    return visible.sum(1), (within & visible[..., None]).sum(1)
+
+
+def pck_scores(
+    num_points: NDArray[Any], num_correct: NDArray[Any], categories: Sequence[str], alphas: Sequence[float] = ALPHAS
+) -> dict[str, dict[str, float]]:
+    """Averages the counts of pairs; pairs without visible keypoints count nowhere.
+
+    Args:
+        num_points: `(N,)` visible keypoints per pair.
+        num_correct: `(N, A)` correct ones per threshold.
+        categories: N names.
+        alphas: The A thresholds.
+
+    Returns:
+        Percentages under `per_point`, `per_image`, `category_macro` (mean over categories of per-point scores) and
+        `category_macro_per_image` (of per-image scores), each by threshold as in `alpha_key`; NaN without any point.
+    """
+    counted = np.asarray(num_points) > 0
+    points = np.asarray(num_points, dtype=np.float64)[counted]
+    correct = np.asarray(num_correct, dtype=np.float64)[counted]
+    keys = [alpha_key(alpha) for alpha in alphas]
+    if not len(points):
+        values = {name: np.full(len(keys), np.nan) for name in AVERAGES}
+    else:
+        names, group = np.unique(np.asarray(categories, dtype=object)[counted].astype(str), return_inverse=True)
+        member = (group == np.arange(len(names))[:, None]).astype(np.float64)
+        shares = correct / points[:, None]
+        values = {
+            "per_point": correct.sum(0) / points.sum(),
+            "per_image": shares.mean(0),
+            "category_macro": (member @ correct / (member @ points)[:, None]).mean(0),
+            "category_macro_per_image": (member @ shares / member.sum(1)[:, None]).mean(0),
+        }
+    return {name: dict(zip(keys, (100 * values[name]).tolist(), strict=True)) for name in AVERAGES}
+
+
+def alpha_key(alpha: float) -> str:
+    """Name of a threshold in results: two decimals, or as many as it takes."""
+    return f"{alpha:.2f}" if round(alpha, 2) == alpha else repr(float(alpha))
+
+
+class PercentageCorrectKeypoints(Metric):
+    r"""PCK over all pairs of a data set, on any number of ranks.
+
+    .. math:: \text{PCK}_\alpha = 100 \cdot \frac{1}{K} \sum_k [\lVert p_k - t_k \rVert_2 \leq \alpha \cdot b]
+
+    As input to `forward` and `update` the metric accepts
+
+    - `predictions` `(B, K, 2)` and `targets` `(B, K, 2)`: float (x, y) in pixels of the original target image;
+    - `visible` `(B, K)`: bool. The others may hold anything, and K may differ from call to call;
+    - `threshold_base` `(B,)`: float, pixels that alpha is multiplied by; NaN is allowed where nothing is visible;
+    - `pair_index` `(B,)`: integers. A pair counts once, the first time, however often padded loaders show it;
+    - `category`: B names.
+
+    As output it gives a dictionary of percentages, as 0-dimensional float32 tensors: `per_point`, `per_image`,
+    `category_macro` (mean over categories of per-point scores) and `category_macro_per_image`, each a dictionary from
+    threshold ("0.10") to score. Pairs without visible keypoints count nowhere; without any point, scores are NaN.
+
+    Args:
+        alphas: Thresholds as fractions of the base length.
+        strict: Compare with `<` instead of `<=`.
+        **kwargs: Synchronisation options of torchmetrics.
+
+    Raises:
+        InputError: Bad thresholds, shapes that do not fit, or NaN where a number is due.
+
+    Example:
+        >>> import torch
+        >>> metric = PercentageCorrectKeypoints(alphas=(0.05, 0.10))
+        >>> targets = torch.tensor([[[10.0, 10.0], [50.0, 30.0], [70.0, 20.0]]])
+        >>> predictions = targets + torch.tensor([[[0.0, 3.0], [8.0, 6.0], [20.0, 0.0]]])
+        >>> visible = torch.tensor([[True, True, False]])
+        >>> metric.update(predictions, targets, visible, torch.tensor([100.0]), torch.tensor([0]), ["cat"])
+        >>> metric.compute()["per_point"]
+        {'0.05': tensor(50.), '0.10': tensor(100.)}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 100.0
+
+    pair_index: list[Tensor]
+    num_points: list[Tensor]
+    category_length: list[Tensor]
+    category_letters: list[Tensor]
+
+    def __init__(self, alphas: Sequence[float] = ALPHAS, *, strict: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alphas = tuple(float(alpha) for alpha in alphas)
+        self.strict = strict
+        if not self.alphas or not all(0 < alpha < float("inf") for alpha in self.alphas):
+            raise InputError("alphas", alphas, "give at least one positive fraction")
+        if len(set(self.alphas)) < len(self.alphas):
+            raise InputError("alphas", alphas, "give each threshold once")
+        self._correct = [f"num_correct_{alpha_key(alpha)}".replace(".", "_") for alpha in self.alphas]
+        # One-dimensional float32 is what torchmetrics gathers from ranks with different numbers of pairs, or none.
+        # Names travel as their letters: ranks may see different categories.
+        for name in ("pair_index", "num_points", *self._correct, "category_length", "category_letters"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        predictions: Tensor,
+        targets: Tensor,
+        visible: Tensor,
+        threshold_base: Tensor,
+        pair_index: Tensor,
+        category: Sequence[str],
+    ) -> None:
+        """Adds a batch of pairs; shapes are those of the class."""
+        _check(predictions, targets, visible, threshold_base, pair_index, category)
+        points, correct = pck_counts(predictions, targets, visible, threshold_base, self.alphas, strict=self.strict)
+        letters = [ord(letter) for name in category for letter in name]
+        rows = {
+            "pair_index": pair_index,
+            "num_points": points,
+            **dict(zip(self._correct, correct.unbind(1), strict=True)),
+            "category_length": torch.tensor([len(name) for name in category]),
+            "category_letters": torch.tensor(letters),
+        }
+        for name, values in rows.items():
+            getattr(self, name).append(values.to(self.device, torch.float32))
+
+    def compute(self) -> Scores:
+        """Scores of all pairs so far, over all ranks."""
+        index = _joined(self.pair_index)
+        _, first = np.unique(index, return_index=True)
+        points = _joined(self.num_points)[first]
+        correct = np.stack([_joined(getattr(self, name)) for name in self._correct], axis=1)[first]
+        letters = "".join(map(chr, _joined(self.category_letters)))
+        ends = np.cumsum(_joined(self.category_length))
+        names = [letters[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        scores = pck_scores(points, correct, [names[i] for i in first], self.alphas)
+        return {
+            average: {key: torch.tensor(score, device=self.device) for key, score in row.items()}
+            for average, row in scores.items()
+        }
+
+
+def _joined(state: list[Tensor] | Tensor) -> NDArray[np.int64]:
+    """A "cat" state, before or after the ranks were joined."""
+    values = [state] if isinstance(state, Tensor) else [torch.zeros(0), *state]
+    return torch.cat([value.cpu() for value in values]).numpy().astype(np.int64)
+
+
+def _check(
+    predictions: Tensor,
+    targets: Tensor,
+    visible: Tensor,
+    threshold_base: Tensor,
+    pair_index: Tensor,
+    category: Sequence[str],
+) -> None:
+    _check_shapes(predictions, targets, visible, threshold_base, pair_index)
+    if isinstance(category, str) or len(category) != len(predictions):
+        raise InputError("category", category, f"give a sequence of one name per pair, {len(predictions)}")
+    wrong = (pair_index < 0) | (pair_index >= LARGEST_INDEX)
+    if wrong.any():
+        raise InputError("pair_index", int(pair_index[wrong][0]), f"number the pairs from 0 to {LARGEST_INDEX - 1}")
+    for name, points in (("predictions", predictions), ("targets", targets)):
+        wrong = visible & ~points.isfinite().all(-1)
+        if wrong.any():
+            pair, keypoint = wrong.nonzero()[0].tolist()
+            place = f"of keypoint {keypoint} of pair {int(pair_index[pair])}"
+            raise InputError(name, points[pair, keypoint].tolist(), f"give finite coordinates {place}, or hide it")
+    wrong = visible.any(1) & ~(threshold_base.isfinite() & (threshold_base >= 0))
+    if wrong.any():
+        pair = int(wrong.nonzero()[0])
+        remedy = f"give pair {int(pair_index[pair])} a length in pixels"
+        raise InputError("threshold_base", float(threshold_base[pair]), remedy)
+
+
+def _check_shapes(
+    predictions: Tensor, targets: Tensor, visible: Tensor, threshold_base: Tensor, pair_index: Tensor
+) -> None:
+    if predictions.ndim != 3 or predictions.shape[-1] != 2:
+        raise InputError("predictions", tuple(predictions.shape), "give (B, K, 2)")
+    batch, count, _ = predictions.shape
+    expected = (
+        ("targets", targets, (batch, count, 2)),
+        ("visible", visible, (batch, count)),
+        ("threshold_base", threshold_base, (batch,)),
+        ("pair_index", pair_index, (batch,)),
+    )
+    for name, values, shape in expected:
+        if values.shape != shape:
+            raise InputError(
+                name, tuple(values.shape), f"give {shape}, as `predictions` are {tuple(predictions.shape)}"
+            )
+    if visible.dtype != torch.bool:
+        raise InputError("visible", visible.dtype, "give bool")
+    if pair_index.is_floating_point() or pair_index.dtype == torch.bool:
+        raise InputError("pair_index", pair_index.dtype, "give integers")
