@@ -183,8 +183,8 @@ class PercentageCorrectKeypoints(Metric):
         points = _joined(self.num_points)[first]
         correct = np.stack([_joined(getattr(self, name)) for name in self._correct], axis=1)[first]
         letters = "".join(map(chr, _joined(self.category_letters)))
-        ends = np.cumsum(_joined(self.category_length))
-        names = [letters[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        lengths = _joined(self.category_length)
+        names = [letters[end - length : end] for length, end in zip(lengths, lengths.cumsum(), strict=True)]
         scores = pck_scores(points, correct, [names[i] for i in first], self.alphas)
         return {
             average: {key: torch.tensor(score, device=self.device) for key, score in row.items()}
