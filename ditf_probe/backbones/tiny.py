@@ -80,6 +80,7 @@ class TinyDenoiser(nn.Module):
         tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in self.state_dict().items()}
         partial = Path(path).with_suffix(".partial")
         save_file(tensors, partial, metadata={"format": "pt", METADATA_KEY: json.dumps(facts)})
+        partial.chmod(0o644)  # safetensors writes for the owner alone
         partial.replace(path)
 
     def train(self, mode: bool = True) -> Self:
@@ -166,7 +167,8 @@ class TinyDenoiser(nn.Module):
         condition = model.transformer_blocks[0].norm1.emb(timestep, labels, hidden_dtype=hidden_states.dtype)
         shift, scale = model.proj_out_1(F.silu(condition)).chunk(2, dim=1)
         output: Tensor = model.proj_out_2(model.norm_out(hidden_states) * (1 + scale[:, None]) + shift[:, None])
-        return output.unflatten(-1, (patch, patch, 3)).permute(0, 1, 4, 2, 3).flatten(2)  # DiT has channels last
+        patches = output.reshape(*output.shape[:2], patch, patch, 3)  # DiT has channels last
+        return patches.permute(0, 1, 4, 2, 3).flatten(2)
 
 
 def is_zero_initialised(name: str) -> bool:

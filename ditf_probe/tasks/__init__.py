@@ -1,0 +1,1 @@
+"""Lightning modules: what is trained or evaluated, one per job."""

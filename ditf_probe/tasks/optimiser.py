@@ -1,0 +1,115 @@
+"""Muon for the hidden matrices and AdamW for everything else, as one optimiser.
+
+One optimiser, because Lightning counts a global step per optimiser step; in the precision of the gradients,
+because `torch.optim.Muon` computes in bfloat16, which processors without bfloat16 units do about 100 times slower.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Brings all singular values close to 1 by a quintic Newton-Schulz iteration (Jordan et al., Muon, 2024).
+
+    Args:
+        matrices: `(B, m, n)`.
+        steps: Iterations.
+
+    Returns:
+        `(B, m, n)`; singular values between about 0.7 and 1.2.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[1] > matrices.shape[2]
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class MuonAdamW(Optimizer):
+    """Muon on the groups marked `muon`, AdamW on the others.
+
+    Muon's steps are scaled by 0.2 sqrt(max(m, n)), so that both share one learning rate (Liu et al. 2025, section 2.2).
+
+    Args:
+        groups: Parameter groups; key `muon` (bool) marks matrices `(m, n)` for Muon.
+        lr: Learning rate.
+        momentum: Nesterov momentum of Muon.
+        betas: Of AdamW.
+        weight_decay: Decoupled, for matrices only.
+        eps: Of AdamW.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float = 2e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(
+            groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._muon(parameters, group)
+            elif parameters:
+                self._adamw(parameters, group)
+        return loss
+
+    def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        by_shape = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        for (rows, columns), members in by_shape.items():
+            updates = []
+            for parameter in members:
+                state, gradient = self.state[parameter], parameter.grad
+                assert gradient is not None
+                buffer = state.setdefault("momentum_buffer", torch.zeros_like(gradient))
+                buffer.lerp_(gradient, 1 - group["momentum"])
+                updates.append(gradient.lerp(buffer, group["momentum"]))
+            length = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
+            for parameter, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=length)
+
+    def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        first_decay, second_decay = group["betas"]
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+            state["step"] += 1
+            state["first"].lerp_(gradient, 1 - first_decay)
+            state["second"].lerp_(gradient.square(), 1 - second_decay)
+            correction = (1 - second_decay ** state["step"]) ** 0.5
+            length = group["lr"] / (1 - first_decay ** state["step"])
+            if parameter.ndim > 1:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.addcdiv_(state["first"], (state["second"].sqrt() / correction).add_(group["eps"]), value=-length)
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon updates this parameter: the matrices of attention and MLP, not embeddings, modulation or output."""
+    return parameter.ndim == 2 and "blocks." in name and "norm" not in name

@@ -1,0 +1,204 @@
+"""Training of the small denoiser by flow matching; its averaged weights are the product."""
+
+import time
+from copy import deepcopy
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from ditf_probe.backbones.spec import Architecture, tiny_spec
+from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.errors import InputError
+from ditf_probe.tasks.flow import (
+    as_signal,
+    drop_labels,
+    flow_loss,
+    image_sheet,
+    sample_images,
+    sample_timesteps,
+)
+from ditf_probe.tasks.optimiser import MuonAdamW, is_hidden_matrix
+
+WEIGHTS = "ditf_tiny.safetensors"
+
+
+class PretrainTask(LightningModule):
+    """Flow matching with label dropout, token dropout and an exponential moving average of the weights.
+
+    The class names come from the data module. With every checkpoint the averaged weights are written to
+    `<run_dir>/ditf_tiny.safetensors`, ready to be used as a backbone.
+
+    Args:
+        architecture: "dit" or "flux".
+        width: Channels of the residual stream.
+        head_dim: Channels of an attention head.
+        blocks: Number of blocks in all.
+        double_blocks: How many of them are double-stream (flux).
+        image_size: Side of the images in pixels.
+        patch: Side of a token in pixels.
+        learning_rate: Highest learning rate, of Muon and AdamW alike.
+        muon: Whether the hidden matrices are trained by Muon instead of AdamW.
+        weight_decay: Decoupled weight decay of the matrices.
+        warmup_steps: Steps of linear warm-up.
+        total_steps: Step at which the learning rate reaches zero.
+        decay_steps: Length of its linear decay; constant before.
+        kept_tokens: First step of a stage to the number of tokens, drawn anew each step, that the model sees in it.
+        label_dropout: Probability that a sample carries the null class, which is the one that features use.
+        level_mean: Mean of logit(s), s the noise level.
+        level_std: Standard deviation of logit(s).
+        ema_decay: Decay of the moving average per step, lower in the beginning.
+        compile_blocks: Whether to compile the blocks; pays off after a few minutes.
+        sample_steps: Euler steps of the sample images, which are logged with every validation; 0 for none.
+        run_dir: Folder of the run.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    ema: TinyDenoiser
+    denoiser: TinyDenoiser
+
+    def __init__(
+        self,
+        architecture: Architecture = "flux",
+        width: int = 128,
+        head_dim: int = 32,
+        blocks: int = 6,
+        double_blocks: int = 2,
+        image_size: int = 64,
+        patch: int = 4,
+        learning_rate: float = 2e-3,
+        muon: bool = True,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 200,
+        total_steps: int = 8000,
+        decay_steps: int = 2000,
+        kept_tokens: dict[int, int] | None = None,
+        label_dropout: float = 0.5,
+        level_mean: float = 0.0,
+        level_std: float = 1.0,
+        ema_decay: float = 0.999,
+        compile_blocks: bool = False,
+        sample_steps: int = 20,
+        run_dir: str = "runs/pretrain",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        all_tokens = (image_size // patch) ** 2
+        self.stages = sorted((kept_tokens or {0: all_tokens}).items())
+        if self.stages[0][0] != 0 or not all(0 < count <= all_tokens for _, count in self.stages):
+            raise InputError("kept_tokens", kept_tokens, f"start at step 0 and keep 1 to {all_tokens} tokens")
+        if not 0 <= label_dropout <= 1:
+            raise InputError("label_dropout", label_dropout, "use a probability")
+        self.all_tokens = all_tokens
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.images_seen: Tensor
+        self.started = time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Builds the denoiser for the classes of the data module."""
+        if hasattr(self, "denoiser"):
+            return
+        h = self.hparams
+        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        size = {k: h[k] for k in ("width", "head_dim", "blocks", "double_blocks", "image_size", "patch")}
+        self.denoiser = TinyDenoiser(tiny_spec(h["architecture"], names, **size))
+        self.denoiser.zero_initialise()
+        self.ema = deepcopy(self.denoiser).eval().requires_grad_(False)
+        if h["compile_blocks"]:
+            transformer = self.denoiser.transformer
+            for block in (*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())):
+                block.compile()
+
+    def configure_optimizers(self) -> Any:
+        """Muon and AdamW in one, with warm-up and linear decay."""
+        groups: dict[bool, list[Any]] = {True: [], False: []}
+        for name, parameter in self.denoiser.named_parameters():
+            groups[bool(self.hparams["muon"]) and is_hidden_matrix(name, parameter)].append(parameter)
+        optimiser = MuonAdamW(
+            [{"params": parameters, "muon": kind} for kind, parameters in groups.items()],
+            lr=self.hparams["learning_rate"],
+            weight_decay=self.hparams["weight_decay"],
+        )
+        schedule = LambdaLR(optimiser, self.rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step, relative to the highest."""
+        warm = (step + 1) / self.hparams["warmup_steps"] if self.hparams["warmup_steps"] else 1.0
+        left = (self.hparams["total_steps"] - step) / self.hparams["decay_steps"]
+        return float(max(0.0, min(1.0, warm, left)))
+
+    def kept(self, step: int) -> int:
+        """Number of tokens that the model sees at a step."""
+        return [count for first, count in self.stages if first <= step][-1]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch of uint8 images `(B, 3, H, W)` with labels `(B,)`."""
+        images, labels = batch
+        clean = as_signal(images)
+        timestep = sample_timesteps(len(clean), self.hparams["level_mean"], self.hparams["level_std"], self.device)
+        labels = drop_labels(labels, self.denoiser.null_label, self.hparams["label_dropout"])
+        count = self.kept(self.global_step)
+        keep = None
+        if count < self.all_tokens:
+            keep = torch.randperm(self.all_tokens, device=self.device)[:count].sort().values
+        loss = flow_loss(self.denoiser, clean, torch.randn_like(clean), timestep, labels, keep)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates the averaged weights and the counters."""
+        decay = min(self.hparams["ema_decay"], (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()), 1 - decay)
+        seen = len(batch[0]) * self.trainer.world_size
+        self.images_seen += seen
+        now = time.perf_counter()
+        self.log("train/images_per_second", seen / (now - self.started), prog_bar=True)
+        self.log("train/images_seen", self.images_seen.float())
+        self.started = now
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss of the averaged weights on all tokens, null class, under noise that is the same every time."""
+        images, labels = batch
+        clean = as_signal(images)
+        generator = torch.Generator().manual_seed(batch_idx)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        timestep = torch.linspace(0, 1000, len(clean) + 2, device=self.device)[1:-1]
+        loss = flow_loss(self.ema, clean, noise, timestep, torch.full_like(labels, self.ema.null_label))
+        self.log("val/loss", loss, batch_size=len(clean), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs sample images, one column per class of the first 16."""
+        steps = self.hparams["sample_steps"]
+        if not steps or not isinstance(self.logger, TensorBoardLogger) or not self.trainer.is_global_zero:
+            return
+        labels = torch.arange(16, device=self.device) % self.ema.spec.num_classes
+        size = self.ema.spec.image_size
+        noise = torch.randn((16, 3, size, size), generator=torch.Generator().manual_seed(0)).to(self.device)
+        sheet = image_sheet(sample_images(self.ema, labels, noise, steps), columns=8)
+        self.logger.experiment.add_image("samples", sheet, self.global_step)
+        self.started = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes the averaged weights beside the checkpoint."""
+        if self.trainer.is_global_zero:
+            Path(self.hparams["run_dir"]).mkdir(parents=True, exist_ok=True)
+            self.ema.save(Path(self.hparams["run_dir"]) / WEIGHTS, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What the weights file tells about the training so far."""
+        return {
+            "date": date.today().isoformat(),
+            "images_seen": int(self.images_seen),
+            "steps": self.global_step,
+            "validation_loss": float(self.trainer.callback_metrics.get("val/loss", torch.nan)),
+            "hparams": {key: value for key, value in self.hparams.items() if key != "run_dir"},
+        }
