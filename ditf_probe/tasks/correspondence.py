@@ -1,0 +1,212 @@
+"""Many rows over the same pairs: zero-shot features, controls and trained probes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.loading import load_backbone
+from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.data.pairs import Pair, PairDataset
+from ditf_probe.errors import InputError
+from ditf_probe.files import ensure_writable
+from ditf_probe.matching import Rounding
+from ditf_probe.metrics.intervals import Statistic
+from ditf_probe.metrics.pck import ALPHAS
+from ditf_probe.probes import read_facts
+from ditf_probe.tasks.matchers import Matcher
+from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan
+from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
+from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
+from ditf_probe.tasks.scores import Scores
+from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
+from ditf_probe.tasks.streams import Stream
+
+
+class CorrespondenceTask(L.LightningModule):
+    """Compares rows over the same pairs, each image computed once per model.
+
+    Args:
+        features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
+        rows: Which rows, in order; probes come between the zero-shot rows and the controls.
+        probe_folders: Trained probes to compare, as `train.py` writes them.
+        alphas: PCK thresholds as fractions.
+        strict: Compare distances with `<` instead of `<=`.
+        statistics: Per data set, which average its intervals refer to: "per_point" (default) or "per_image".
+        rounding: Where source descriptors are sampled, as in `match_keypoints`.
+        run_dir: Folder of everything that a run writes.
+
+    Raises:
+        InputError: An unknown row, or names that meet.
+    """
+
+    def __init__(
+        self,
+        features: BackboneFeatures,
+        rows: Sequence[str] = ROW_NAMES,
+        probe_folders: Sequence[str] = (),
+        alphas: Sequence[float] = ALPHAS,
+        strict: bool = False,
+        statistics: dict[str, Statistic] | None = None,
+        rounding: Rounding = "subpixel",
+        run_dir: str = "runs/default",
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.rows = chosen_rows(rows)
+        self.probe_folders = probe_names(probe_folders)
+        self.alphas, self.strict = tuple(alphas), strict
+        self.statistics: dict[str, Statistic] = dict(statistics or {})
+        self.rounding = rounding
+        self.run_dir = Path(run_dir)
+        # Plain lists, so that frozen weights and metrics are no part of this module's state and checkpoints.
+        self._backbone: list[Backbone] = []
+        self.matchers: list[Matcher] = []
+        self.scores: list[Scores] = []
+        self._result: RunResult | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone, on the device of the trainer; loaded on first use."""
+        if not self._backbone:
+            options = {
+                "device": self.trainer.strategy.root_device,
+                "dtype": self.features.dtype,
+            } | self.features.options
+            self._backbone.append(load_backbone(self.features.backbone, **options))
+        return self._backbone[0]
+
+    @property
+    def pairs(self) -> PairDataModule:
+        """The data module of the trainer.
+
+        Raises:
+            InputError: The trainer was given bare loaders.
+        """
+        module = getattr(self.trainer, "datamodule", None)
+        if not isinstance(module, PairDataModule):
+            raise InputError("datamodule", type(module).__name__, "give the trainer a PairDataModule")
+        return module
+
+    def setup(self, stage: str) -> None:
+        """Refuses what cannot work before anything is computed, then loads models."""
+        ensure_writable(self.run_dir, "run_dir")
+        unknown = set(self.statistics) - set(self.pairs.test) if stage == "test" else set()
+        if unknown:
+            raise InputError("statistics", sorted(unknown), f"name test sets, {', '.join(self.pairs.test)}")
+        if stage == "test":
+            self._result = None
+            self.matchers = plan(self.backbone, self.features, self.rows, self.held_probes(), self.rounding)
+
+    def held_probes(self) -> list[HeldProbe]:
+        """The probes to compare.
+
+        Raises:
+            InputError: A folder is no probe, or one of another backbone.
+        """
+        for name, folder in self.probe_folders.items():
+            check_backbone(name, read_facts(folder), self.backbone)
+        return held_probes(self.probe_folders, self.features)
+
+    def on_test_start(self) -> None:
+        """Calibrates the rows that need it, and starts a score sheet per data set."""
+        calibrate(self.matchers, self.pairs.calibration)
+        names = [matcher.row.name for matcher in self.matchers]
+        self.scores = [
+            Scores(dataset, names, self.alphas, self.strict, self.device) for dataset in self.pairs.test.values()
+        ]
+
+    def test_step(self, batch: list[Pair], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Matches a batch of pairs with every row."""
+        if batch_idx == 0:
+            self._open(dataloader_idx)
+        for matcher in self.matchers:
+            matches = [matcher.match(pair) for pair in batch]
+            self.scores[dataloader_idx].update(matcher.row.name, batch, matches)
+
+    def on_test_epoch_end(self) -> None:
+        """Gathers what all ranks found, once."""
+        datasets = []
+        for (name, dataset), scores in zip(self.pairs.test.items(), self.scores, strict=True):
+            datasets.append(self._collect(name, dataset, scores))
+        self._log_scores()
+        self._result = RunResult(datasets, self.settings())
+        for stream in self._streams():
+            stream.close()
+
+    def result(self) -> RunResult:
+        """What the last test found, the same on every rank.
+
+        Raises:
+            InputError: No test has run.
+        """
+        if self._result is None:
+            raise InputError("task", type(self).__name__, "run trainer.test first")
+        return self._result
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that changes a number of the last test, as plain JSON values."""
+        models = [stream.extractor for stream in self._streams()]
+        rows = {}
+        for matcher in self.matchers:
+            model = None if matcher.stream is None else models.index(matcher.stream.extractor)
+            rows[matcher.row.name] = {**asdict(matcher.row), "model": model, "blocks": list(matcher.blocks)}
+        return {
+            "rows": rows,
+            "models": [model.settings() for model in models],
+            "probes": {name: asdict(read_facts(folder)) for name, folder in self.probe_folders.items()},
+            "rounding": self.rounding,
+            "scoring": {"alphas": list(self.alphas), "strict": self.strict},
+            "data": {name: dataset_settings(dataset) for name, dataset in self.pairs.test.items()},
+            "calibration": dataset_settings(self.pairs.calibration),
+            "device": str(self.device),
+            "versions": versions(),
+        }
+
+    def _streams(self) -> list[Stream]:
+        """The streams of all rows, each once."""
+        return list(dict.fromkeys(matcher.stream for matcher in self.matchers if matcher.stream is not None))
+
+    def _open(self, number: int) -> None:
+        """Computes the images of a test set that this rank will see, and forgets those of the last one."""
+        dataset = list(self.pairs.test.values())[number]
+        loaders: Any = self.trainer.test_dataloaders
+        ids = own_images(loaders[number] if isinstance(loaders, list) else loaders)
+        for stream in self._streams():
+            stream.close()
+            stream.open(dataset, ids)
+
+    def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
+        found = scores.predictions()
+        rows = [RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note()) for m in self.matchers]
+        indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
+        statistic = self.statistics.get(name, "per_point")
+        return DatasetResult(name, dataset.unit, statistic, dataset.threshold, pair_facts(dataset, indices), rows)
+
+    def _log_scores(self) -> None:
+        """Scalars per row, and the hyperparameters beside them, for every logger."""
+        values = {}
+        for name, scores in zip(self.pairs.test, self.scores, strict=True):
+            statistic = self.statistics.get(name, "per_point")
+            for row, metric in scores.pck.items():
+                for alpha, value in metric.compute()[statistic].items():
+                    values[f"{name}/pck_{alpha}/{row}"] = float(value)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(
+                    asdict(self.features), {tag: v for tag, v in values.items() if "pck_0.10" in tag}
+                )
+            else:
+                logger.log_hyperparams(asdict(self.features))
+
+
+def own_images(loader: DataLoader[Any]) -> list[str]:
+    """Ids of the images that this rank will see, each once."""
+    pairs: Iterator[Pair] = (loader.dataset[index] for index in loader.sampler)
+    return list(dict.fromkeys(side.image_id for pair in pairs for side in (pair.source, pair.target)))

@@ -1,0 +1,93 @@
+"""What a test leaves behind: predictions per row and data set, with what a reader needs to interpret them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ditf_probe.data.pairs import PairDataset
+from ditf_probe.metrics.intervals import Statistic
+from ditf_probe.metrics.predictions import Predictions
+
+Kind = Literal["zero-shot", "probe", "control"]
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known about a pair beside its keypoints; see `data.pairs.Pair`.
+
+    Attributes:
+        unit: The independent sampling unit.
+        category: Name of the category.
+        source_id: Image id of the source.
+        target_id: Image id of the target.
+        keypoint_names: Names in row order; empty where the data set has none.
+    """
+
+    unit: str
+    category: str
+    source_id: str
+    target_id: str
+    keypoint_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of a comparison on one data set.
+
+    Attributes:
+        name: Name of the row.
+        kind: Training-free features, a trained probe, or a control.
+        predictions: Where it put each visible keypoint.
+        parameters: Number of trained parameters.
+        notes: Remarks for the table.
+    """
+
+    name: str
+    kind: Kind
+    predictions: Predictions
+    parameters: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetResult:
+    """All rows on one data set, over the same pairs.
+
+    Attributes:
+        name: Name of the data set.
+        unit: What its sampling units are, in words.
+        statistic: Which average intervals and differences refer to.
+        threshold: What thresholds are relative to, in words.
+        pairs: Facts of every pair, by pair index.
+        rows: The rows, in order of the table.
+    """
+
+    name: str
+    unit: str
+    statistic: Statistic
+    threshold: str
+    pairs: dict[int, PairFacts]
+    rows: list[RowResult]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything that a comparison is computed from.
+
+    Attributes:
+        datasets: Results per data set.
+        settings: Every setting that changes a number, as plain JSON values.
+    """
+
+    datasets: list[DatasetResult]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def pair_facts(dataset: PairDataset, indices: Sequence[int]) -> dict[int, PairFacts]:
+    """The facts of some pairs of a data set, by pair index."""
+    facts = {}
+    for index in indices:
+        pair = dataset[index]
+        names = dataset.keypoint_names(pair.category)
+        facts[index] = PairFacts(pair.unit, pair.category, pair.source.image_id, pair.target.image_id, tuple(names))
+    return facts

@@ -1,0 +1,68 @@
+"""Scores of several rows on one data set, accumulated over batches and ranks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ditf_probe.data.pairs import Pair, PairDataset, threshold_base
+from ditf_probe.metrics.pck import PercentageCorrectKeypoints
+from ditf_probe.metrics.predictions import KeypointPredictions, Predictions, pad_points
+
+Match = tuple[Tensor, Tensor]
+
+
+class Scores:
+    """One PCK metric and one collection of predictions per row.
+
+    Args:
+        dataset: The data set that is scored.
+        rows: Names of the rows.
+        alphas: PCK thresholds as fractions.
+        strict: As in `PercentageCorrectKeypoints`.
+        device: Where states live; that of the process group on several ranks.
+    """
+
+    def __init__(
+        self, dataset: PairDataset, rows: Sequence[str], alphas: Sequence[float], strict: bool, device: torch.device
+    ) -> None:
+        self.dataset = dataset
+        self.device = device
+        self.pck = {row: PercentageCorrectKeypoints(alphas, strict=strict).to(device) for row in rows}
+        self._predictions = {row: KeypointPredictions().to(device) for row in rows}
+
+    def update(self, row: str, pairs: Sequence[Pair], matches: Sequence[Match]) -> None:
+        """Adds a batch of pairs.
+
+        Args:
+            row: Name of the row.
+            pairs: Annotations.
+            matches: Per pair the predictions `(V, 2)` and cosines `(V,)` of its visible keypoints, in order.
+        """
+        scattered = [_scatter(pair, match) for pair, match in zip(pairs, matches, strict=True)]
+        predictions, real = pad_points([points for points, _ in scattered])
+        similarity, _ = pad_points([cosines for _, cosines in scattered])
+        targets, _ = pad_points([pair.target.keypoints for pair in pairs])
+        visible, _ = pad_points([pair.visible for pair in pairs])
+        values = {
+            "predictions": predictions,
+            "targets": targets,
+            "visible": visible & real,
+            "threshold_base": torch.tensor([threshold_base(pair, self.dataset.threshold) for pair in pairs]),
+            "pair_index": torch.tensor([pair.index for pair in pairs]),
+        }
+        values = {name: tensor.to(self.device) for name, tensor in values.items()}
+        self.pck[row].update(**values, category=[pair.category for pair in pairs])
+        self._predictions[row].update(**values, similarity=similarity.to(self.device))
+
+    def predictions(self) -> dict[str, Predictions]:
+        """The predictions of every row over all ranks; a collective operation."""
+        return {row: state.rows() for row, state in self._predictions.items()}
+
+
+def _scatter(pair: Pair, match: Match) -> Match:
+    """Matches of visible keypoints, on the rows of all keypoints; the others are zero."""
+    visible = pair.visible
+    points, cosines = torch.zeros(len(visible), 2), torch.zeros(len(visible))
+    points[visible], cosines[visible] = match[0].float(), match[1].float()
+    return points, cosines

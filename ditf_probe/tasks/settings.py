@@ -1,0 +1,70 @@
+"""What a task asks of a backbone, as plain values that a configuration file can hold."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ditf_probe.data.pairs import PairDataset
+from ditf_probe.features.settings import FeatureSettings
+
+
+@dataclass(frozen=True)
+class BackboneFeatures(FeatureSettings):
+    """A frozen backbone and how features are made with it.
+
+    `blocks` holds the one block of the zero-shot rows; probes name theirs apart. `modulation`, `discard` and
+    `position_debias` are what probes are trained on; zero-shot rows each have their own.
+
+    Attributes:
+        backbone: Name or path, as in `load_backbone`.
+        options: Further options of `load_backbone`.
+        dtype: Dtype of the backbone, as in `load_backbone`.
+        bank_dtype: Dtype in which streams are kept: "float32", "bfloat16" or "float16".
+        bank_gib: Most memory that the streams of one data set may take, in GiB.
+        num_workers: Processes that decode and prepare images.
+        batch_size: Images per call of the backbone.
+    """
+
+    backbone: str = "ditf-tiny"
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    bank_dtype: str = "float32"
+    bank_gib: float = 4.0
+    num_workers: int = 0
+    batch_size: int = 16
+
+    def extractor_options(self) -> dict[str, Any]:
+        """Arguments of `FeatureExtractor`, as plain values."""
+        names = FeatureSettings.__dataclass_fields__
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+def dataset_settings(dataset: PairDataset | None) -> dict[str, Any] | None:
+    """What is known of a data set that changes a number: its class, length and public plain attributes."""
+    if dataset is None:
+        return None
+    facts: dict[str, Any] = {
+        "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+        "pairs": len(dataset),
+        "unit": dataset.unit,
+        "threshold": dataset.threshold,
+    }
+    for name, value in sorted(vars(dataset).items()):
+        if not name.startswith("_") and isinstance(value, str | int | float | bool | list | tuple | None):
+            facts[name] = json.loads(json.dumps(value, default=str))
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    packages = ("ditf_probe", "torch", "diffusers", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,75 @@
+"""One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ditf_probe.data.pairs import PairDataset, Side
+from ditf_probe.errors import InputError
+from ditf_probe.features.bank import FeatureBank
+from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.settings import Discard, Modulate, PositionDebias
+from ditf_probe.geometry import crop_features
+from ditf_probe.tasks.settings import BackboneFeatures
+
+
+class Stream:
+    """An extractor and the bank of the data sets that are open.
+
+    Args:
+        extractor: The model and how its features are made.
+        settings: How streams are kept and images are loaded.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, settings: BackboneFeatures) -> None:
+        self.extractor = extractor
+        self.settings = settings
+        self.bank = self._empty()
+
+    def calibrate(self, dataset: PairDataset | None) -> None:
+        """Calibrates on the images of a data set, in a bank of its own.
+
+        Raises:
+            InputError: There is no data set to calibrate on.
+        """
+        if dataset is None:
+            raise InputError(
+                "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
+            )
+        self._empty().calibrate(dataset, num_workers=self.settings.num_workers, batch_size=self.settings.batch_size)
+
+    def open(self, dataset: PairDataset, ids: Sequence[str] | None = None) -> None:
+        """Computes the images of a data set, or some of them, that are not in the bank yet."""
+        self.bank.fill(dataset, ids, num_workers=self.settings.num_workers, batch_size=self.settings.batch_size)
+
+    def close(self) -> None:
+        """Forgets all images."""
+        self.bank = self._empty()
+
+    def maps(
+        self,
+        sides: Sequence[Side],
+        blocks: Sequence[int],
+        *,
+        modulation: Modulate | None = None,
+        discard: Discard | None = None,
+        position_debias: PositionDebias | None = None,
+    ) -> dict[int, Tensor]:
+        """Feature maps of images with one grid, block index to `(B, C, h, w)`, of the whole prepared image."""
+        tapped = self.bank.tapped([side.image_id for side in sides])
+        chosen = {block: tapped[block] for block in blocks}
+        return self.extractor.features(chosen, modulation=modulation, discard=discard, position_debias=position_debias)
+
+    def crop(self, features: Tensor, side: Side) -> Tensor:
+        """Cuts padding off a map `(..., h, w)`, so that it covers the original image."""
+        return crop_features(features, self.extractor.transform(side.size))
+
+    def by_canvas(self, sides: Sequence[Side]) -> list[list[int]]:
+        """Positions of images that can share a batch: those of equal prepared size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, side in enumerate(sides):
+            groups.setdefault(self.extractor.transform(side.size).canvas, []).append(number)
+        return list(groups.values())
+
+    def _empty(self) -> FeatureBank:
+        return FeatureBank(self.extractor, dtype=self.settings.bank_dtype, budget_gib=self.settings.bank_gib)
