@@ -1,0 +1,55 @@
+"""Writes and prints a comparison."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ditf_probe.comparison.predictions_files import FOLDER, read_predictions, write_predictions
+from ditf_probe.comparison.summary import summarise
+from ditf_probe.comparison.tables import tables, to_csv
+from ditf_probe.files import ensure_writable, write_text
+from ditf_probe.tasks.records import RunResult
+
+
+def report(result: RunResult, run_dir: Path) -> dict[str, Any]:
+    """Writes predictions, `comparison.json` and `comparison.csv` of a finished test, and prints its tables.
+
+    Args:
+        result: What the test left behind.
+        run_dir: Folder of the run.
+
+    Returns:
+        The comparison, as in `comparison.json`.
+    """
+    ensure_writable(run_dir, "run_dir")
+    write_predictions(run_dir, result)
+    return _conclude(result, run_dir)
+
+
+def report_from_predictions(run_dir: Path) -> dict[str, Any]:
+    """Computes the comparison of a finished run again from its predictions, and replaces its files.
+
+    Raises:
+        InputError: The predictions are missing or damaged.
+    """
+    return _conclude(read_predictions(run_dir), run_dir)
+
+
+def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
+    comparison = summarise(result)
+    write_text(run_dir / "comparison.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
+    write_text(run_dir / "comparison.csv", to_csv(comparison))
+    console = Console()
+    # Piped output has no width of its own; a wrapped table is unreadable.
+    console = console if console.is_terminal else Console(width=150)
+    for table in tables(comparison):
+        console.print(table)
+        console.print()
+    console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+    console.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
+    if (run_dir / "pictures").is_dir():
+        console.print(f"pictures    {run_dir / 'pictures'}", soft_wrap=True)
+    console.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
+    return comparison
