@@ -59,12 +59,12 @@ def read_photo(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = _as_rgb(ImageOps.exif_transpose(image))
-    except InputError:
-        raise
+            upright = ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    if upright.mode == "F":
+        raise InputError("image", str(path), "floating-point pixels; convert it to 8 or 16 bits")
+    return torch.from_numpy(np.ascontiguousarray(_as_rgb(upright).transpose(2, 0, 1)))
 
 
 def photo_size(path: str | Path) -> tuple[int, int]:
@@ -102,9 +102,7 @@ def builtin_photos() -> list[Path]:
 
 
 def _as_rgb(image: Image.Image) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """`(H, W, 3)` uint8 from any mode of PIL."""
-    if image.mode == "F":
-        raise InputError("image", getattr(image, "filename", ""), "floating-point pixels; convert it to 8 or 16 bits")
+    """`(H, W, 3)` uint8 from any mode of PIL with whole numbers."""
     if image.mode in _SIXTEEN_BIT:
         # 65535 = 255 * 257, so this maps the full range of 16 bits onto the full range of 8.
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

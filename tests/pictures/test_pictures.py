@@ -1,0 +1,157 @@
+"""Pictures show what they are told to show, where they are told to."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ditf_probe.pictures import magnitude_plot, match_picture, pca_colours, pca_map, similarity_heat_map
+from ditf_probe.pictures.canvas import GAP, Strip, distinct_colour
+from ditf_probe.pictures.maps import overlay
+
+BLACK = torch.zeros(3, 100, 100, dtype=torch.uint8)
+TITLE = 32
+
+
+def rgb(index: int) -> np.ndarray:
+    return np.array([int(distinct_colour(index)[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def near(picture: np.ndarray, x: float, y: float, radius: int = 9) -> np.ndarray:
+    """`(N, 3)` pixels of the canvas around a place."""
+    x, y = round(x), round(y)
+    return picture[y - radius : y + radius + 1, x - radius : x + radius + 1].reshape(-1, 3).astype(int)
+
+
+def shows(pixels: np.ndarray, colour: np.ndarray) -> bool:
+    return bool((np.abs(pixels - colour).max(1) < 25).any())
+
+
+def match(predictions: list[list[float]], visible: list[bool], title: str = "x") -> np.ndarray:
+    source = torch.tensor([[20.0, 20.0], [80.0, 30.0], [20.0, 90.0]])
+    targets = torch.tensor([[30.0, 15.0], [70.0, 20.0], [15.0, 85.0]])
+    return match_picture(
+        BLACK, BLACK, source, torch.tensor(predictions), targets, torch.tensor(visible), 10.0, title=title, height=200
+    )
+
+
+RIGHT = [[31.0, 16.0], [70.0, 20.0], [15.0, 85.0]]
+
+
+def test_matches_stand_where_they_belong() -> None:
+    picture = match(RIGHT, [True, True, False])
+    assert picture.dtype == np.uint8
+    assert picture.shape == (TITLE + 200, 200 + GAP + 200, 3)
+    # Twice as large: pixel 20 has its centre at 40.5. The target begins after the gap.
+    for k, (x, y) in enumerate([(40.5, 40.5), (160.5, 60.5)]):
+        assert shows(near(picture, x, TITLE + y, 3), rgb(k))
+    for k, (x, y) in enumerate([(62.5, 32.5), (140.5, 40.5)]):
+        assert shows(near(picture, 212 + x, TITLE + y, 9), rgb(k))
+    # The invisible keypoint is drawn nowhere.
+    assert not shows(picture.reshape(-1, 3).astype(int), rgb(2))
+
+
+def test_right_is_a_ring_and_wrong_a_cross_with_the_truth() -> None:
+    right = match(RIGHT, [True, False, False])
+    wrong = match([[75.0, 60.0], *RIGHT[1:]], [True, False, False])
+    x, y = 212 + 62.5, TITLE + 32.5
+    # A ring is open in its middle; the line enters from the left only.
+    assert not shows(near(right, x + 3, y, 0), rgb(0))
+    assert shows(near(right, x, y, 8), rgb(0))
+    # A cross is filled in its middle.
+    assert shows(near(wrong, 212 + 150.5, TITLE + 120.5, 1), rgb(0))
+    # The truth has a dotted circle of the radius, 10 pixels of the target, which right ones do not have.
+    angles = np.linspace(np.pi / 8, np.pi * 0.9, 60)
+    arc = [near(wrong, x + 20 * np.cos(-a), y + 20 * np.sin(-a), 0)[0] for a in angles]
+    assert shows(np.array(arc), rgb(0))
+    arc = [near(right, x + 20 * np.cos(-a), y + 20 * np.sin(-a), 0)[0] for a in angles]
+    assert not shows(np.array(arc), rgb(0))
+
+
+def test_the_radius_itself_is_right() -> None:
+    """Drawn like an exact hit: 3-4-5 gives a distance of exactly 10."""
+    exact, beyond = [[36.0, 23.0], *RIGHT[1:]], [[36.1, 23.0], *RIGHT[1:]]
+    rings, crosses = (match(points, [True, False, False]) for points in (exact, beyond))
+    x, y = 212 + 72.5, TITLE + 46.5
+    assert not shows(near(rings, x + 3, y, 0), rgb(0))
+    assert shows(near(crosses, x, y, 1), rgb(0))
+
+
+def test_nothing_visible_is_still_a_picture() -> None:
+    assert match(RIGHT, [False] * 3).shape == (TITLE + 200, 412, 3)
+
+
+def test_images_are_shown_unchanged_at_their_size() -> None:
+    images = [torch.randint(0, 256, (3, 40, width), dtype=torch.uint8) for width in (60, 30)]
+    picture = Strip([images], 40).picture()
+    assert picture.shape == (40, 90 + GAP, 3)
+    assert (picture[:, :60] == images[0].permute(1, 2, 0).numpy()).all()
+    assert (picture[:, 60 + GAP :] == images[1].permute(1, 2, 0).numpy()).all()
+    assert (picture[:, 60 : 60 + GAP] == 255).all()
+
+
+def test_drawing_leaves_pyplot_alone() -> None:
+    import sys
+
+    Strip([[BLACK]], 50).picture()
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_heat_is_brightest_at_the_maximum() -> None:
+    values = torch.zeros(5, 5)
+    values[1, 3] = 1
+    heated = overlay(BLACK, values).float().sum(0)
+    assert heated.shape == (100, 100)
+    y, x = divmod(int(heated.argmax()), 100)
+    assert 20 <= y < 40
+    assert 60 <= x < 80
+    assert torch.isfinite(overlay(BLACK, torch.ones(2, 2)).float()).all()
+    picture = similarity_heat_map(
+        BLACK, values, prediction=torch.tensor([70.0, 30.0]), truth=torch.tensor([10.0, 10.0]), source=BLACK,
+        source_keypoint=torch.tensor([50.0, 50.0]), title="x", height=100,
+    )  # fmt: skip
+    assert picture.shape == (TITLE + 100, 200 + GAP, 3)
+    assert shows(near(picture, 50, TITLE + 50, 2), np.array([57, 211, 83]))
+    assert shows(near(picture, 112 + 10, TITLE + 10, 2), np.array([255, 255, 255]))
+
+
+@pytest.mark.parametrize("channels", [5, 400])
+def test_pca_equals_numpy(channels: int) -> None:
+    """Both ways to decompose, more and fewer channels than vectors, against a plain decomposition."""
+    rng = np.random.default_rng(0)
+    scales = np.concatenate([[9, 6, 4], np.full(channels - 3, 0.1)])[:, None, None]
+    features = [torch.from_numpy(rng.normal(size=(channels, h, w)) * scales) for h, w in ((6, 7), (5, 9))]
+    found = pca_colours(features)
+    assert [tuple(colours.shape) for colours in found] == [(3, 6, 7), (3, 5, 9)]
+    vectors = np.concatenate([f.reshape(channels, -1).T.numpy() for f in features])
+    centred = vectors - vectors.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    together = torch.cat([colours.reshape(3, -1) for colours in found], 1).T
+    for i in range(3):
+        direction = directions[i] * np.sign(directions[i][np.abs(directions[i]).argmax()])
+        values = centred @ direction
+        low, high = np.quantile(values, 0.01), np.quantile(values, 0.99)
+        expected = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
+        assert np.abs(together[:, i].numpy() - expected).max() <= 1
+
+
+def test_pca_gives_equal_features_equal_colours() -> None:
+    one: Tensor = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0))
+    first, second = pca_colours([one, one.flip(2)])
+    assert torch.equal(first, second.flip(2))
+    flat = pca_colours([torch.ones(2, 3, 3)])[0]
+    assert flat.shape == (3, 3, 3)
+    picture = pca_map([BLACK, BLACK], [one, one], title="x", height=100)
+    assert picture.shape == (TITLE + 100 + GAP + 100, 200 + GAP, 3)
+    assert (picture[TITLE + 100 + GAP :, :100] == picture[TITLE + 100 + GAP :, 112:]).all()
+
+
+def test_magnitudes_mark_massive_channels() -> None:
+    magnitudes = torch.ones(64)
+    magnitudes[[5, 40]] = 500
+    marked, unmarked = magnitude_plot(magnitudes, [5, 40]), magnitude_plot(magnitudes, [])
+    assert marked.shape == unmarked.shape == (360, 900, 3)
+    red = [int((np.abs(p.astype(int) - [196, 67, 43]).max(2) < 20).sum()) for p in (marked, unmarked)]
+    assert red[0] > red[1] + 100
+    assert magnitude_plot(torch.zeros(4), []).shape == (360, 900, 3)
