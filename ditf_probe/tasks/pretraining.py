@@ -150,17 +150,21 @@ class PretrainTask(LightningModule):
         if count < self.all_tokens:
             keep = torch.randperm(self.all_tokens, device=self.device)[:count].sort().values
         loss = flow_loss(self.denoiser, clean, torch.randn_like(clean), timestep, labels, keep)
+        self.images_seen += len(clean) * self.trainer.world_size
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the averaged weights and the counters."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Updates the weights and then their average, before any callback saves them."""
+        super().optimizer_step(*args, **kwargs)
         decay = min(self.hparams["ema_decay"], (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()), 1 - decay)
-        seen = len(batch[0]) * self.trainer.world_size
-        self.images_seen += seen
+
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs the speed."""
         now = time.perf_counter()
+        seen = len(batch[0]) * self.trainer.world_size
         self.log("train/images_per_second", seen / (now - self.started), prog_bar=True)
         self.log("train/images_seen", self.images_seen.float())
         self.started = now
