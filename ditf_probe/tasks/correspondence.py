@@ -18,7 +18,6 @@ from ditf_probe.files import ensure_writable
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
-from ditf_probe.probes import read_facts
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan
 from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
@@ -68,17 +67,17 @@ class CorrespondenceTask(L.LightningModule):
         self._backbone: list[Backbone] = []
         self.matchers: list[Matcher] = []
         self.scores: list[Scores] = []
+        self._probes: list[HeldProbe] = []
         self._result: RunResult | None = None
 
     @property
     def backbone(self) -> Backbone:
         """The frozen backbone, on the device of the trainer; loaded on first use."""
         if not self._backbone:
-            options = {
-                "device": self.trainer.strategy.root_device,
-                "dtype": self.features.dtype,
-            } | self.features.options
-            self._backbone.append(load_backbone(self.features.backbone, **options))
+            settings, device = self.features, self.trainer.strategy.root_device
+            self._backbone.append(
+                load_backbone(settings.backbone, device=device, dtype=settings.dtype, **settings.options)
+            )
         return self._backbone[0]
 
     @property
@@ -94,14 +93,11 @@ class CorrespondenceTask(L.LightningModule):
         return module
 
     def setup(self, stage: str) -> None:
-        """Refuses what cannot work before anything is computed, then loads models."""
+        """Refuses what cannot work before anything is computed."""
         ensure_writable(self.run_dir, "run_dir")
         unknown = set(self.statistics) - set(self.pairs.test) if stage == "test" else set()
         if unknown:
             raise InputError("statistics", sorted(unknown), f"name test sets, {', '.join(self.pairs.test)}")
-        if stage == "test":
-            self._result = None
-            self.matchers = plan(self.backbone, self.features, self.rows, self.held_probes(), self.rounding)
 
     def held_probes(self) -> list[HeldProbe]:
         """The probes to compare.
@@ -109,17 +105,19 @@ class CorrespondenceTask(L.LightningModule):
         Raises:
             InputError: A folder is no probe, or one of another backbone.
         """
-        for name, folder in self.probe_folders.items():
-            check_backbone(name, read_facts(folder), self.backbone)
-        return held_probes(self.probe_folders, self.features)
+        held = held_probes(self.probe_folders, self.features)
+        for probe in held:
+            check_backbone(probe.name, probe.facts, self.backbone)
+        return held
 
     def on_test_start(self) -> None:
-        """Calibrates the rows that need it, and starts a score sheet per data set."""
+        """Loads models and probes, calibrates the rows that need it, and starts a score sheet per data set."""
+        self._result = None
+        self._probes = self.held_probes()
+        self.matchers = plan(self.backbone, self.features, self.rows, self._probes, self.rounding)
         calibrate(self.matchers, self.pairs.calibration)
         names = [matcher.row.name for matcher in self.matchers]
-        self.scores = [
-            Scores(dataset, names, self.alphas, self.strict, self.device) for dataset in self.pairs.test.values()
-        ]
+        self.scores = [self._sheet(dataset, names) for dataset in self.pairs.test.values()]
 
     def test_step(self, batch: list[Pair], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Matches a batch of pairs with every row."""
@@ -159,7 +157,7 @@ class CorrespondenceTask(L.LightningModule):
         return {
             "rows": rows,
             "models": [model.settings() for model in models],
-            "probes": {name: asdict(read_facts(folder)) for name, folder in self.probe_folders.items()},
+            "probes": {probe.name: asdict(probe.facts) for probe in self._probes},
             "rounding": self.rounding,
             "scoring": {"alphas": list(self.alphas), "strict": self.strict},
             "data": {name: dataset_settings(dataset) for name, dataset in self.pairs.test.items()},
@@ -167,6 +165,23 @@ class CorrespondenceTask(L.LightningModule):
             "device": str(self.device),
             "versions": versions(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose weights are not those of this task.
+
+        Raises:
+            InputError: Names or shapes differ.
+        """
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", {}).items()}
+        differing = sorted(name for name in own.keys() | there.keys() if own.get(name) != there.get(name))
+        if differing:
+            name = differing[0]
+            found = f"{len(differing)} tensors differ, {name} is {there.get(name)} there and {own.get(name)} here"
+            raise InputError("ckpt_path", found, "use the checkpoint of this configuration, or none")
+
+    def _sheet(self, dataset: PairDataset, rows: Sequence[str]) -> Scores:
+        return Scores(dataset, rows, self.alphas, self.strict, self.device)
 
     def _streams(self) -> list[Stream]:
         """The streams of all rows, each once."""

@@ -31,11 +31,13 @@ class HeldProbe:
         name: Name of its row.
         module: The probe, in eval mode.
         features: Settings of its features, its blocks among them.
+        facts: What its folder says, or would say.
     """
 
     name: str
     module: nn.Module
     features: BackboneFeatures
+    facts: ProbeFacts
 
     @property
     def row(self) -> Row:
@@ -60,7 +62,8 @@ def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list
     for name, folder in folders.items():
         module, facts = load_probe(folder)
         kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
-        held.append(HeldProbe(name, module, replace(features, blocks=list(facts.features["blocks"]), **kept)))
+        settings = replace(features, blocks=list(facts.features["blocks"]), **kept)
+        held.append(HeldProbe(name, module, settings, facts))
     return held
 
 
