@@ -116,6 +116,10 @@ class PretrainTask(LightningModule):
             for block in (*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())):
                 block.compile()
 
+    def on_fit_start(self) -> None:
+        """Gives every rank noise of its own, and a resumed run other noise than its beginning."""
+        torch.manual_seed(torch.initial_seed() + 1000 * self.trainer.global_step + self.global_rank)
+
     def configure_optimizers(self) -> Any:
         """Muon and AdamW in one, with warm-up and linear decay."""
         groups: dict[bool, list[Any]] = {True: [], False: []}
