@@ -211,12 +211,12 @@ class CorrespondenceTask(L.LightningModule):
             for row, metric in scores.pck.items():
                 for alpha, value in metric.compute()[statistic].items():
                     values[f"{name}/pck_{alpha}/{row}"] = float(value)
+        # Tags of their own, because the logger writes these metrics as scalars once more.
+        chosen = {f"hparams/{tag}": value for tag, value in values.items() if "/pck_0.10/" in tag}
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(
-                    asdict(self.features), {tag: v for tag, v in values.items() if "pck_0.10" in tag}
-                )
+                logger.log_hyperparams(asdict(self.features), chosen)
             else:
                 logger.log_hyperparams(asdict(self.features))
 

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditf_probe.errors import InputError
+from ditf_probe.tasks.controls import ColourPatches, same_position
+from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
+
+
+def test_row_names_are_those_of_the_published_results() -> None:
+    zero_shot = ("raw", "layer_norm", "adaln", "adaln+discard_pre", "adaln+discard_post", "adaln+debias")
+    assert (*zero_shot, "same_position", "rgb", "untrained") == ROW_NAMES
+
+
+def test_unknown_and_repeated_rows_are_named() -> None:
+    with pytest.raises(InputError, match="adalm"):
+        chosen_rows(["raw", "adalm"])
+    with pytest.raises(InputError, match="once"):
+        chosen_rows(["raw", "raw"])
+    assert [row.name for row in chosen_rows(["rgb", "raw"])] == ["rgb", "raw"]
+
+
+def test_only_discard_and_debias_need_calibration() -> None:
+    needy = [row.name for row in chosen_rows(ROW_NAMES) if row.needs_calibration]
+    assert needy == ["adaln+discard_pre", "adaln+discard_post", "adaln+debias"]
+
+
+def test_probes_are_called_like_their_folders_or_with_their_run() -> None:
+    assert list(probe_names(["runs/a/probes/linear", "runs/a/probes/mix"])) == ["linear", "mix"]
+    both = probe_names(["runs/a/probes/linear", "runs/b/probes/linear", "runs/b/probes/mix"])
+    assert list(both) == ["a/linear", "b/linear", "mix"]
+    assert both["b/linear"] == Path("runs/b/probes/linear")
+    for clash in (["runs/a/probes/x", "runs/a/probes/x"], ["runs/a/probes/adaln"]):
+        with pytest.raises(InputError, match="probe_folders"):
+            probe_names(clash)
+
+
+def test_colour_patches_hold_the_pixels_of_each_cell() -> None:
+    images = torch.rand(2, 3, 8, 12)
+    stream = ColourPatches(4)(images, blocks=[0])[0]
+    assert stream.grid == (2, 3)
+    expected = images[1, :, 4:8, 8:12].flatten() - 0.5
+    torch.testing.assert_close(stream.hidden_states[1, 1 * 3 + 2], expected)
+    with pytest.raises(InputError, match="multiples of 4"):
+        ColourPatches(4)(torch.rand(1, 3, 8, 10), blocks=[0])
+
+
+def test_same_position_keeps_the_relative_place_and_stays_inside() -> None:
+    points = torch.tensor([[0.0, 0.0], [9.0, 4.0], [4.5, 2.0], [-0.5, 4.5]])
+    found = same_position(points, (5, 10), (50, 20))
+    # x: (x + 0.5) * 2 - 0.5, y: (y + 0.5) * 10 - 0.5, rounded half to even, inside 0..19 and 0..49.
+    assert found.tolist() == [[0, 4], [18, 44], [10, 24], [0, 49]]
