@@ -58,7 +58,9 @@ class EvaluateCLI(DiTFProbeCLI):
     def after_test(self) -> None:
         """Turns the records of the task into tables and files, on one rank."""
         if isinstance(self.model, CorrespondenceTask):
-            report(self.model, run_dir=Path(self.config[self.subcommand].run_dir))
+            result = self.model.result()
+            if self.trainer.is_global_zero:
+                report(result, Path(self.config[self.subcommand].run_dir))
 
 
 def _checkpoints(run_dir: str) -> str:

@@ -36,7 +36,7 @@ def to_csv(comparison: dict[str, Any]) -> str:
             for average, scores in row["pck"].items():
                 primary = average == dataset["statistic"]
                 interval = (row["ci95"] or ("", "")) if primary else ("", "")
-                delta = row["delta"] if primary and row["delta"] else {"value": "", "ci95": None}
+                delta: dict[str, Any] = (row["delta"] if primary else None) or {"value": "", "ci95": None}
                 spread = delta["ci95"] or ("", "")
                 values = (*(scores[alpha] for alpha in alphas), *interval, delta["value"], *spread)
                 facts = (row["parameters"], "; ".join(row["notes"]))
@@ -83,10 +83,10 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
     yield f"{delta['value']:+.1f}" if delta else ""
     yield _interval(delta["ci95"], "+") if delta else ""
     yield f"{row['parameters']:,}" if row["parameters"] else "0"
-    best = row["delta_best_zero_shot"]
-    spread = f" ({_interval(best['ci95'], '+')})" if best and best["ci95"] else ""
-    gain = [f"{best['value']:+.1f}{spread} to {best['reference']}, the best zero-shot row"] if best else []
-    yield "; ".join([*gain, *row["notes"]])
+    gain = row["delta_best_zero_shot"]
+    spread = f" ({_interval(gain['ci95'], '+')})" if gain and gain["ci95"] else ""
+    words = [f"{gain['value']:+.1f}{spread} to {gain['reference']}, the best zero-shot row"] if gain else []
+    yield "; ".join([*words, *row["notes"]])
 
 
 def _interval(interval: list[float] | None, sign: str = "") -> str:

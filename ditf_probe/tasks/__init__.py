@@ -1,1 +1,6 @@
 """Lightning modules: what is trained or evaluated, one per job."""
+
+from ditf_probe.tasks.correspondence import CorrespondenceTask
+from ditf_probe.tasks.probe import ProbeTask
+
+__all__ = ["CorrespondenceTask", "ProbeTask"]

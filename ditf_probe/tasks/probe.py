@@ -1,0 +1,216 @@
+"""Trains probes on frozen features; several at once, on the same batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ditf_probe.backbones.checks import check_blocks
+from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.errors import InputError
+from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.losses import KeypointContrast
+from ditf_probe.matching import Rounding
+from ditf_probe.metrics.intervals import Statistic
+from ditf_probe.metrics.pck import ALPHAS, alpha_key
+from ditf_probe.probes import describe_probe, load_weights, save_probe
+from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
+from ditf_probe.tasks.matchers import Matcher
+from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Row
+from ditf_probe.tasks.schedules import cosine_with_warmup
+from ditf_probe.tasks.scores import Scores
+from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
+from ditf_probe.tasks.streams import Stream
+
+MONITORED = 0.10
+"""Alpha of the validation score that decides which weights are kept."""
+
+
+class ProbeTask(CorrespondenceTask):
+    """Trains probes on the features of a frozen backbone, and compares rows like its base class.
+
+    All probes see the same batches; their parameters are disjoint, so that each learns as if alone. The best weights
+    of each by validation PCK are kept in `<run_dir>/probes/<name>/`. The backbone runs once per image, before
+    the first step; it has no gradients and is in no checkpoint.
+
+    Args:
+        features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
+        probes: Name to what builds a probe from the width of the features and the blocks.
+        probe_blocks: Name to the blocks that a probe uses; the zero-shot block where a name is missing.
+        init_from: Name to the folder of a trained probe to start from.
+        temperature: Start of the learnt temperature of the loss, one per probe.
+        margin: Radius without negatives around a partner, in cells; see `KeypointContrast`.
+        learning_rate: Highest learning rate of AdamW; a cosine takes it to zero.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps of linear warm-up.
+        rows: As in `CorrespondenceTask`.
+        probe_folders: As in `CorrespondenceTask`.
+        alphas: As in `CorrespondenceTask`.
+        strict: As in `CorrespondenceTask`.
+        statistics: As in `CorrespondenceTask`.
+        rounding: As in `CorrespondenceTask`.
+        run_dir: As in `CorrespondenceTask`.
+
+    Raises:
+        InputError: No probe, an unknown name, or a name that is a zero-shot row.
+    """
+
+    def __init__(
+        self,
+        features: BackboneFeatures,
+        probes: dict[str, Callable[[int, Sequence[int]], nn.Module]],
+        probe_blocks: dict[str, list[int]] | None = None,
+        init_from: dict[str, str] | None = None,
+        temperature: float = 0.07,
+        margin: float = 1.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        warmup_steps: int = 20,
+        rows: Sequence[str] = ROW_NAMES,
+        probe_folders: Sequence[str] = (),
+        alphas: Sequence[float] = ALPHAS,
+        strict: bool = False,
+        statistics: dict[str, Statistic] | None = None,
+        rounding: Rounding = "subpixel",
+        run_dir: str = "runs/default",
+    ) -> None:
+        super().__init__(features, rows, probe_folders, alphas, strict, statistics, rounding, run_dir)
+        if not probes:
+            raise InputError("probes", probes, "name at least one probe to train")
+        for name in probes:
+            if name in ROWS or not name.isidentifier():
+                raise InputError("probes", name, "choose a name of letters and digits that no other row has")
+        for argument, names in (("probe_blocks", probe_blocks), ("init_from", init_from)):
+            for name in names or {}:
+                if name not in probes:
+                    raise InputError(argument, name, f"use the name of a probe, {', '.join(probes)}")
+        self.factories, self.blocks_of, self.init_from = dict(probes), dict(probe_blocks or {}), dict(init_from or {})
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.losses = nn.ModuleDict({name: KeypointContrast(temperature, True, margin) for name in probes})
+        self.probes = nn.ModuleDict()
+        self.best: dict[str, float] = {}
+        self._fit: list[Stream] = []
+
+    def configure_model(self) -> None:
+        """Builds the probes, once the width of the backbone is known."""
+        if self.probes or self.trainer.state.fn != "fit":
+            return
+        for name, factory in self.factories.items():
+            probe = factory(self.backbone.channels, self._blocks(name))
+            if name in self.init_from:
+                load_weights(probe, self.init_from[name])
+            self.probes[name] = probe
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over probes and temperatures alone, on a cosine over the whole training."""
+        parameters = [*self.probes.parameters(), *self.losses.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, cosine_with_warmup(self.warmup_steps, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Runs the backbone over the images of this rank, once each."""
+        blocks = sorted({block for name in self.factories for block in self._blocks(name)})
+        options = self.features.extractor_options() | {"blocks": blocks}
+        stream = Stream(FeatureExtractor(self.backbone, **options), self.features)
+        if self._row("").needs_calibration:
+            stream.calibrate(self.pairs.calibration)
+        train = self.pairs.train
+        if train is None or self.pairs.val is None:
+            raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
+        stream.open(train, None if self.trainer.world_size > 1 else own_images(self.pairs.train_dataloader()))
+        stream.open(self.pairs.val)
+        self._fit = [stream]
+
+    def training_step(self, batch: list[Pair], batch_idx: int) -> Tensor:
+        """The sum of the losses of all probes on a batch of pairs."""
+        losses = []
+        for name, probe in self.probes.items():
+            sources = self._descriptors(name, probe, [pair.source for pair in batch])
+            targets = self._descriptors(name, probe, [pair.target for pair in batch])
+            contrast = self._contrast(name)
+            losses.append(contrast(sources, targets, batch))
+            self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
+            self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
+        total = torch.stack(losses).sum()
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts a score sheet."""
+        assert self.pairs.val is not None
+        self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
+
+    def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
+        """Matches a batch of pairs with every probe."""
+        for name, probe in self.probes.items():
+            matcher = Matcher(self._row(name), self._fit[0], self._blocks(name), self.rounding, probe)
+            self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs PCK per point of every probe and their mean, `val/pck`, and keeps the best weights of each."""
+        key = alpha_key(MONITORED)
+        values = {name: float(metric.compute()["per_point"][key]) for name, metric in self.scores[0].pck.items()}
+        self.log_dict({f"val/pck/{name}": value for name, value in values.items()})
+        self.log("val/pck", sum(values.values()) / len(values), prog_bar=True)
+        for name, value in values.items():
+            if value > self.best.get(name, -1.0):
+                self.best[name] = value
+                self._write(name)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remembers which scores the kept weights have."""
+        checkpoint["best_pck"] = dict(self.best)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Raises:
+            InputError: The checkpoint is of other probes.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.best = dict(checkpoint.get("best_pck", {}))
+
+    def _blocks(self, name: str) -> list[int]:
+        return check_blocks(self.blocks_of.get(name, self.features.blocks), self.backbone.num_blocks)
+
+    def _contrast(self, name: str) -> KeypointContrast:
+        contrast = self.losses[name]
+        assert isinstance(contrast, KeypointContrast)
+        return contrast
+
+    def _row(self, name: str) -> Row:
+        f = self.features
+        return Row(name, "probe", modulation=f.modulation, discard=f.discard, position_debias=f.position_debias)
+
+    def _descriptors(self, name: str, probe: nn.Module, sides: Sequence[Side]) -> list[Tensor]:
+        """`(D, h, w)` of each image, those of one prepared size in one call."""
+        stream = self._fit[0]
+        maps: dict[int, Tensor] = {}
+        for members in stream.by_canvas(sides):
+            group = [sides[i] for i in members]
+            found = probe(stream.maps(group, self._blocks(name)))
+            maps |= {i: stream.crop(features, sides[i]) for i, features in zip(members, found, strict=True)}
+        return [maps[i] for i in range(len(sides))]
+
+    def _write(self, name: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        facts = describe_probe(
+            self.probes[name],
+            features=asdict(replace(self.features, blocks=self._blocks(name))),
+            backbone=self.backbone.settings(),
+            training={
+                "val_pck_0.10_per_point": self.best[name],
+                "step": self.trainer.global_step,
+                "epoch": self.trainer.current_epoch,
+                "data": dataset_settings(self.pairs.train),
+                "learning_rate": self.learning_rate,
+                "weight_decay": self.weight_decay,
+            },
+        )
+        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts)
