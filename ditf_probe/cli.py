@@ -28,7 +28,7 @@ class DiTFProbeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run folder, the probes to compare, checkpointing and early stopping."""
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything this run writes.")
-        parser.add_argument("--probe", type=list[str], nargs="+", default=[], help="Folders of trained probes to compare.")
+        parser.add_argument("--probe", type=str, nargs="+", default=[], help="Folders of trained probes to compare.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
@@ -76,7 +76,7 @@ def _run(cli: type[DiTFProbeCLI], args: ArgsType, **options: Any) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        parser_kwargs={"exit_on_error": False, **{verb: defaults for verb in cli.subcommands()}},
+        parser_kwargs={"exit_on_error": False, **dict.fromkeys(cli.subcommands(), defaults)},
         args=args,
         **options,
     )
@@ -100,7 +100,8 @@ def train(args: ArgsType = None) -> None:
     Args:
         args: Command line after the program's name; None reads `sys.argv`.
     """
-    _one_line(lambda: _run(TrainCLI, args, save_config_kwargs={"overwrite": True}))
+    record = {"overwrite": True}
+    _one_line(lambda: _run(TrainCLI, args, save_config_kwargs=record))
 
 
 def evaluate(args: ArgsType = None) -> None:
@@ -113,7 +114,8 @@ def evaluate(args: ArgsType = None) -> None:
     if isinstance(words, list) and "--from-predictions" in words:
         _one_line(lambda: _from_predictions(words))
         return
-    _one_line(lambda: _run(EvaluateCLI, args, save_config_kwargs={"config_filename": "eval_config.yaml", "overwrite": True}))
+    record = {"config_filename": "eval_config.yaml", "overwrite": True}
+    _one_line(lambda: _run(EvaluateCLI, args, save_config_kwargs=record))
 
 
 def _from_predictions(words: list[str]) -> None:

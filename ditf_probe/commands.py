@@ -25,7 +25,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "ditf-probe", description="Dense correspondence with frozen diffusion transformers. See also ditf-train, ditf-eval."
+        "ditf-probe",
+        description="Dense correspondence with frozen diffusion transformers. See also ditf-train, ditf-eval.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     quickstart = verbs.add_parser("quickstart", help="train two probes on drawn objects and compare every row")

@@ -17,3 +17,7 @@ class InputError(ValueError):
         self.value = value
         self.remedy = remedy
         super().__init__(" ".join(f"`{argument}` is {value!r}: {remedy}".split()))
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, object, str]]:
+        """Lets the error cross process borders whole."""
+        return type(self), (self.argument, self.value, self.remedy)
