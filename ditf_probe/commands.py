@@ -32,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     quickstart = verbs.add_parser("quickstart", help="train two probes on drawn objects and compare every row")
     quickstart.add_argument("--run-dir", default="runs/quickstart", help="folder of everything the run writes")
     quickstart.set_defaults(run=_quickstart)
+    willow = verbs.add_parser("pf-willow", help="every row on PF-WILLOW, with probes trained on drawings and on photos")
+    willow.add_argument("--root", required=True, help="folder of PF-WILLOW")
+    willow.add_argument("--run-dir", default="runs/pf_willow", help="folder of everything the run writes")
+    willow.set_defaults(run=_pf_willow)
     select = verbs.add_parser("select", help="choose block and timestep of a backbone on SyntheticPairs val")
     select.add_argument("--backbone", default="ditf-tiny", help="name or path, as in load_backbone")
     select.add_argument("--timesteps", type=int, nargs="+", default=[20, 60, 100, 140, 180, 220, 260, 340, 420, 500])
@@ -45,14 +49,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quickstart(options: argparse.Namespace) -> None:
+    _train_and_compare("quickstart", Path(options.run_dir))
+
+
+def _pf_willow(options: argparse.Namespace) -> None:
+    run_dir = Path(options.run_dir)
+    drawings = run_dir / "drawings"
+    _run("train.py fit", "quickstart", drawings)
+    test_root = f"--data.init_args.test.pf_willow.init_args.root={options.root}"
+    _run("eval.py test", "pf_willow", run_dir, test_root, "--probe", *_probes(drawings))
+    roots = [f"--data.init_args.{part}.init_args.root={options.root}" for part in ("train", "val", "test.pf_willow")]
+    for sets in ("car_duck", "motorbike_winebottle"):
+        _train_and_compare(f"pf_willow_{sets}", run_dir / sets, *roots)
+
+
+def _train_and_compare(config: str, run_dir: Path, *words: str) -> None:
+    """Trains the probes of a configuration, then compares them with its other rows."""
+    _run("train.py fit", config, run_dir, *words)
+    _run("eval.py test", config, run_dir, *words, "--probe", *_probes(run_dir))
+
+
+def _probes(run_dir: Path) -> list[str]:
+    return [str(run_dir / "probes" / name) for name in ("linear", "aggregation")]
+
+
+def _run(script: str, config: str, run_dir: Path, *words: str) -> None:
+    """Runs `train.py` or `eval.py` in this process, after saying so."""
     from ditf_probe.cli import evaluate, train
 
-    shared = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", options.run_dir]
-    probes = [str(Path(options.run_dir) / "probes" / name) for name in ("linear", "aggregation")]
-    print(f"$ python train.py fit {' '.join(shared)}", flush=True)
-    train(["fit", *shared])
-    print(f"$ python eval.py test {' '.join(shared)} --probe {' '.join(probes)}", flush=True)
-    evaluate(["test", *shared, "--probe", *probes])
+    program, verb = script.split()
+    args = [verb, "--config", str(CONFIGS / f"{config}.yaml"), "--run_dir", str(run_dir), *words]
+    print(f"$ python {program} {' '.join(args)}", flush=True)
+    (train if program == "train.py" else evaluate)(args)
 
 
 def _select(options: argparse.Namespace) -> None:
