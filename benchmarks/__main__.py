@@ -5,7 +5,7 @@ from importlib import import_module
 
 from rich.console import Console
 
-NAMES = ("matching",)
+NAMES = ("matching", "model_card", "near_duplicates")
 
 
 def main(arguments: list[str]) -> int:

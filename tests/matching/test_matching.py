@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
+from ditf_probe.geometry import crop_features, fit
 from ditf_probe.matching import cosines as pieces
 from ditf_probe.matching import match_keypoints, sample_descriptors, similarity_maps
 
@@ -75,6 +76,18 @@ def test_a_map_shifted_by_cells_shifts_the_predictions():
     keypoints = torch.cartesian_prod(torch.arange(30, 74, 5), torch.arange(6, 44, 5)).float()
     predictions, _ = match_keypoints(source, target, keypoints, size, size)
     assert torch.equal(predictions - keypoints, torch.tensor([-3.0 * stride, 2.0 * stride]).expand_as(keypoints))
+
+
+def test_predictions_from_a_padded_canvas_are_pixels_of_the_original_image():
+    """The padding holds the best feature of all, and is never found."""
+    transform = fit((60, 100), 80, "pad", 8)
+    assert (transform.scaled, transform.offset) == ((48, 80), (16, 0))
+    canvas = features(16, 10, 10)
+    keypoints = torch.cartesian_prod(torch.arange(5, 95, 9), torch.arange(5, 55, 7)).float()
+    image = crop_features(canvas, transform)
+    canvas[:, 0] = 9 * image[:, 3, :]
+    predictions, _ = match_keypoints(image, crop_features(canvas, transform), keypoints, (60, 100), (60, 100))
+    assert torch.equal(predictions, keypoints)
 
 
 def test_two_cells_by_hand():
