@@ -1,6 +1,7 @@
 """Trains probes on frozen features; several at once, on the same batches."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from ditf_probe.probes import describe_probe, load_weights, save_probe
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Row
-from ditf_probe.tasks.schedules import cosine_with_warmup
+from ditf_probe.tasks.schedules import adamw, check_optimisation, cosine_with_warmup
 from ditf_probe.tasks.scores import Scores
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
 from ditf_probe.tasks.streams import Stream
@@ -78,21 +79,15 @@ class ProbeTask(CorrespondenceTask):
         run_dir: str = "runs/default",
     ) -> None:
         super().__init__(features, rows, probe_folders, alphas, strict, statistics, rounding, run_dir)
-        if not probes:
-            raise InputError("probes", probes, "name at least one probe to train")
-        for name in probes:
-            if name in ROWS or not name.isidentifier():
-                raise InputError("probes", name, "choose a name of letters and digits that no other row has")
-        for argument, names in (("probe_blocks", probe_blocks), ("init_from", init_from)):
-            for name in names or {}:
-                if name not in probes:
-                    raise InputError(argument, name, f"use the name of a probe, {', '.join(probes)}")
+        check_optimisation(learning_rate, weight_decay, warmup_steps)
+        _check_names(probes, {"probe_blocks": probe_blocks or {}, "init_from": init_from or {}})
         self.factories, self.blocks_of, self.init_from = dict(probes), dict(probe_blocks or {}), dict(init_from or {})
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.losses = nn.ModuleDict({name: KeypointContrast(temperature, True, margin) for name in probes})
         self.probes = nn.ModuleDict()
         self.best: dict[str, float] = {}
         self._fit: list[Stream] = []
+        self._rng: dict[str, Any] = {}
 
     def configure_model(self) -> None:
         """Builds the probes, once the width of the backbone is known."""
@@ -106,16 +101,18 @@ class ProbeTask(CorrespondenceTask):
 
     def configure_optimizers(self) -> Any:
         """AdamW over probes and temperatures alone, on a cosine over the whole training."""
-        parameters = [*self.probes.parameters(), *self.losses.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, cosine_with_warmup(self.warmup_steps, steps))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise InputError(
+                "max_epochs", self.trainer.max_epochs, "give the trainer an end, the learning rate needs it"
+            )
+        optimizer = adamw((self.probes, self.losses), self.learning_rate, self.weight_decay)
+        schedule = LambdaLR(optimizer, cosine_with_warmup(self.warmup_steps, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
-        blocks = sorted({block for name in self.factories for block in self._blocks(name)})
-        options = self.features.extractor_options() | {"blocks": blocks}
+        options = self.features.extractor_options() | {"blocks": self._all_blocks()}
         stream = Stream(FeatureExtractor(self.backbone, **options), self.features)
         if self._row("").needs_calibration:
             stream.calibrate(self.pairs.calibration)
@@ -126,14 +123,25 @@ class ProbeTask(CorrespondenceTask):
         stream.open(self.pairs.val)
         self._fit = [stream]
 
+    def on_fit_end(self) -> None:
+        """Forgets the images."""
+        self._fit = []
+
+    def on_train_start(self) -> None:
+        """Goes on with the random numbers of the checkpoint, where there is one."""
+        if self._rng:
+            torch.set_rng_state(self._rng["cpu"].cpu())
+            if len(self._rng["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
+
     def training_step(self, batch: list[Pair], batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
+        sources = self._descriptors([pair.source for pair in batch])
+        targets = self._descriptors([pair.target for pair in batch])
         losses = []
-        for name, probe in self.probes.items():
-            sources = self._descriptors(name, probe, [pair.source for pair in batch])
-            targets = self._descriptors(name, probe, [pair.target for pair in batch])
+        for name in self.probes:
             contrast = self._contrast(name)
-            losses.append(contrast(sources, targets, batch))
+            losses.append(contrast(sources[name], targets[name], batch))
             self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
             self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
         total = torch.stack(losses).sum()
@@ -142,7 +150,10 @@ class ProbeTask(CorrespondenceTask):
 
     def on_validation_epoch_start(self) -> None:
         """Starts a score sheet."""
-        assert self.pairs.val is not None
+        if not self._fit or self.pairs.val is None:
+            raise InputError(
+                "subcommand", "validate", "validation is part of fit; use test with --probe for trained probes"
+            )
         self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
 
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
@@ -155,16 +166,24 @@ class ProbeTask(CorrespondenceTask):
         """Logs PCK per point of every probe and their mean, `val/pck`, and keeps the best weights of each."""
         key = alpha_key(MONITORED)
         values = {name: float(metric.compute()["per_point"][key]) for name, metric in self.scores[0].pck.items()}
+        if any(math.isnan(value) for value in values.values()):
+            raise InputError(
+                "val", self.scores[0].dataset.name, "no keypoint is visible in both images, give other pairs"
+            )
         self.log_dict({f"val/pck/{name}": value for name, value in values.items()})
         self.log("val/pck", sum(values.values()) / len(values), prog_bar=True)
+        if self.trainer.sanity_checking:
+            return  # a few pairs only
         for name, value in values.items():
             if value > self.best.get(name, -1.0):
                 self.best[name] = value
                 self._write(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers which scores the kept weights have."""
+        """Remembers which scores the kept weights have, and the state of the random generators."""
         checkpoint["best_pck"] = dict(self.best)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from there.
@@ -174,9 +193,13 @@ class ProbeTask(CorrespondenceTask):
         """
         super().on_load_checkpoint(checkpoint)
         self.best = dict(checkpoint.get("best_pck", {}))
+        self._rng = checkpoint.get("rng", {})
 
     def _blocks(self, name: str) -> list[int]:
         return check_blocks(self.blocks_of.get(name, self.features.blocks), self.backbone.num_blocks)
+
+    def _all_blocks(self) -> list[int]:
+        return sorted({block for name in self.factories for block in self._blocks(name)})
 
     def _contrast(self, name: str) -> KeypointContrast:
         contrast = self.losses[name]
@@ -187,15 +210,16 @@ class ProbeTask(CorrespondenceTask):
         f = self.features
         return Row(name, "probe", modulation=f.modulation, discard=f.discard, position_debias=f.position_debias)
 
-    def _descriptors(self, name: str, probe: nn.Module, sides: Sequence[Side]) -> list[Tensor]:
-        """`(D, h, w)` of each image, those of one prepared size in one call."""
+    def _descriptors(self, sides: Sequence[Side]) -> dict[str, list[Tensor]]:
+        """Per probe `(D, h, w)` of each image; those of one prepared size in one call, their features made once."""
         stream = self._fit[0]
-        maps: dict[int, Tensor] = {}
+        maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
         for members in stream.by_canvas(sides):
-            group = [sides[i] for i in members]
-            found = probe(stream.maps(group, self._blocks(name)))
-            maps |= {i: stream.crop(features, sides[i]) for i, features in zip(members, found, strict=True)}
-        return [maps[i] for i in range(len(sides))]
+            features = stream.maps([sides[i] for i in members], self._all_blocks())
+            for name, probe in self.probes.items():
+                found = probe(features).unbind()
+                maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}
+        return {name: [found[i] for i in range(len(sides))] for name, found in maps.items()}
 
     def _write(self, name: str) -> None:
         if not self.trainer.is_global_zero:
@@ -208,9 +232,28 @@ class ProbeTask(CorrespondenceTask):
                 "val_pck_0.10_per_point": self.best[name],
                 "step": self.trainer.global_step,
                 "epoch": self.trainer.current_epoch,
-                "data": dataset_settings(self.pairs.train),
+                "train": dataset_settings(self.pairs.train),
+                "val": dataset_settings(self.pairs.val),
+                "batch_size": self.pairs.batch_size,
                 "learning_rate": self.learning_rate,
                 "weight_decay": self.weight_decay,
+                "warmup_steps": self.warmup_steps,
+                "temperature": float(self._contrast(name).temperature.detach()),
+                "margin": self._contrast(name).margin,
+                "init_from": self.init_from.get(name),
             },
         )
         save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts)
+
+
+def _check_names(probes: Mapping[str, object], chosen: dict[str, Mapping[str, object]]) -> None:
+    """Refuses names of probes that no row could have, and arguments about probes that are not there."""
+    if not probes:
+        raise InputError("probes", {}, "name at least one probe to train")
+    for name in probes:
+        if name in ROWS or not name.isidentifier():
+            raise InputError("probes", name, "choose a name of letters and digits that no other row has")
+    for argument, names in chosen.items():
+        for name in names:
+            if name not in probes:
+                raise InputError(argument, name, f"use the name of a probe, {', '.join(probes)}")
