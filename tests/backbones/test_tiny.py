@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import ditf_probe
 from ditf_probe.backbones.spec import Architecture, TinySpec, read_spec, tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.errors import InputError
@@ -138,3 +139,17 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     denoiser.save(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="fit"):
         TinyDenoiser.load(tmp_path / "x.safetensors")
+
+
+def test_shipped_weights_are_what_the_card_says() -> None:
+    path = Path(ditf_probe.__file__).parent / "weights" / "ditf_tiny.safetensors"
+    spec = read_spec(path)
+    assert path.stat().st_size < 25e6
+    assert (spec.image_size, spec.patch, spec.noising, spec.space) == (64, 4, "flow", "pixel")
+    assert spec.training["images_seen"] > 0
+    torch.manual_seed(0)
+    clean, noise = torch.zeros(1, 3, 64, 64), torch.randn(1, 3, 64, 64)
+    model = TinyDenoiser.load(path)
+    with torch.no_grad():
+        velocity = model((clean + noise) / 2, torch.tensor([500.0]), torch.tensor([model.null_label]))
+    assert (velocity - noise).square().mean() < 0.2  # a model that knows nothing predicts 0 and errs by 1
