@@ -11,10 +11,12 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ditf_probe.comparison import report, report_from_predictions
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
+from ditf_probe.files import ensure_writable
 from ditf_probe.tasks import CorrespondenceTask
 
 
@@ -36,6 +38,10 @@ class DiTFProbeCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("probe", "model.init_args.probe_folders")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses a folder that cannot be written to before anything is built."""
+        ensure_writable(self.config[self.subcommand].run_dir, "run_dir")
 
 
 class TrainCLI(DiTFProbeCLI):
@@ -86,12 +92,24 @@ def _one_line(command: Callable[[], None]) -> None:
     """Runs a command; bad input becomes one line on standard error and exit code 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         command()
-    except (InputError, argparse.ArgumentError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, argparse.ArgumentError, MisconfigurationException) as error:
+        # jsonargparse wraps what a class refuses while it is being built.
+        cause = error if isinstance(error, argparse.ArgumentError | MisconfigurationException) else _refusal(error)
+        if cause is None:
+            raise
+        print("error: " + " ".join(str(cause).split()), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _refusal(error: BaseException | None) -> InputError | None:
+    """The InputError that an exception is or comes from."""
+    if error is None or isinstance(error, InputError):
+        return error
+    return _refusal(error.__cause__) or _refusal(error.__context__)
 
 
 def train(args: ArgsType = None) -> None:
