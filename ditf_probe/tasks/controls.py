@@ -65,7 +65,7 @@ class ColourPatches(Backbone):
 
 
 def same_position(keypoints: Tensor, source_size: Sequence[int], target_size: Sequence[int]) -> Tensor:
-    """Predicts the same relative position, as a whole pixel of the target.
+    """Predicts the same relative position, without rounding: there is no best pixel to find.
 
     Args:
         keypoints: `(K, 2)` (x, y) in pixels of the source image.
@@ -73,8 +73,6 @@ def same_position(keypoints: Tensor, source_size: Sequence[int], target_size: Se
         target_size: (height, width) of the target image.
 
     Returns:
-        `(K, 2)` float32 (x, y), whole pixels of the target image.
+        `(K, 2)` float32 (x, y) in pixels of the target image.
     """
-    moved = resize_points(keypoints, source_size, target_size).round()
-    limit = moved.new_tensor([target_size[1] - 1, target_size[0] - 1])
-    return torch.minimum(moved.clamp_min(0), limit).float()
+    return resize_points(keypoints, source_size, target_size).float()

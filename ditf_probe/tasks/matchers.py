@@ -44,8 +44,8 @@ class Matcher:
             pair: Its images must be in the bank of the stream.
 
         Returns:
-            `(V, 2)` float32 whole pixels (x, y) of the original target image, and `(V,)` cosines (NaN without
-            features), on the CPU.
+            `(V, 2)` float32 (x, y) in pixels of the original target image, whole ones where features were matched, and
+            `(V,)` cosines (NaN without features), on the CPU.
         """
         keypoints = pair.source.keypoints[pair.visible]
         if self.stream is None:

@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ditf_probe.data.pairs import threshold_base
+from ditf_probe.data.willow import PFWillow
 from ditf_probe.errors import InputError
+from ditf_probe.metrics.pck import PercentageCorrectKeypoints
 from ditf_probe.tasks.controls import ColourPatches, same_position
 from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
 
@@ -46,8 +49,19 @@ def test_colour_patches_hold_the_pixels_of_each_cell() -> None:
         ColourPatches(4)(torch.rand(1, 3, 8, 10), blocks=[0])
 
 
-def test_same_position_keeps_the_relative_place_and_stays_inside() -> None:
+def test_same_position_keeps_the_relative_place() -> None:
     points = torch.tensor([[0.0, 0.0], [9.0, 4.0], [4.5, 2.0], [-0.5, 4.5]])
     found = same_position(points, (5, 10), (50, 20))
-    # x: (x + 0.5) * 2 - 0.5, y: (y + 0.5) * 10 - 0.5, rounded half to even, inside 0..19 and 0..49.
-    assert found.tolist() == [[0, 4], [18, 44], [10, 24], [0, 49]]
+    # x: (x + 0.5) * 2 - 0.5, y: (y + 0.5) * 10 - 0.5.
+    assert found.tolist() == [[0.5, 4.5], [18.5, 44.5], [9.5, 24.5], [-0.5, 49.5]]
+
+
+def test_same_position_on_pf_willow_scores_what_is_known(shared_data: Path) -> None:
+    pairs = PFWillow(shared_data / "pf-willow")
+    metric = PercentageCorrectKeypoints()
+    for pair in (pairs[i] for i in range(len(pairs))):
+        found = same_position(pair.source.keypoints, pair.source.size, pair.target.size)
+        base = torch.tensor([threshold_base(pair, pairs.threshold)])
+        truth, visible = pair.target.keypoints[None], pair.visible[None]
+        metric.update(found[None], truth, visible, base, torch.tensor([pair.index]), [pair.unit])
+    assert round(float(metric.compute()["per_image"]["0.10"]), 1) == 27.0
