@@ -52,7 +52,7 @@ def _fetch(repository: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, **options))
     except GatedRepoError as error:
-        remedy = f"accept its licence at https://huggingface.co/{repository} and set HF_TOKEN, or give a local folder"
+        remedy = f"accept the licence of {repository} on the hub and set HF_TOKEN, or give a local folder"
         raise InputError("backbone", repository, remedy) from error
     except RepositoryNotFoundError as error:
         remedy = "no such repository (or it is private: set HF_TOKEN), check the name or give a local folder"
