@@ -1,6 +1,7 @@
 """Time and memory of nearest-neighbour matching at full image resolution, three ways over the same features.
 
-reference   the loop of the reference code: both maps upsampled, then per keypoint the cosine with every target pixel
+reference   the loop of the code of DIFT and DiTF: both maps upsampled, then for each keypoint all target pixels
+            normalised and multiplied with its vector
 vectorised  the target upsampled and normalised once, one matrix product for all keypoints
 exact       ditf_probe.matching, which never upsamples features
 
@@ -42,10 +43,12 @@ def reference(source: Tensor, target: Tensor, keypoints: Tensor, size: Size) -> 
     source, target = upsample(source, size), upsample(target, size)
     predictions, similarity = [], []
     for x, y in keypoints.long().tolist():
-        cosines = F.cosine_similarity(source[:, y, x, None, None], target, dim=0)
+        pixels = target.flatten(1).T  # frees the normalised map of the last keypoint
+        pixels = F.normalize(pixels, dim=1)
+        cosines = pixels @ F.normalize(source[:, y, x], dim=0)
         best = int(cosines.argmax())
         predictions.append([best % size[1], best // size[1]])
-        similarity.append(float(cosines.flatten()[best]))
+        similarity.append(float(cosines[best]))
     return torch.tensor(predictions).float(), torch.tensor(similarity)
 
 
@@ -54,7 +57,7 @@ def vectorised(source: Tensor, target: Tensor, keypoints: Tensor, size: Size) ->
     samples = F.grid_sample(source[None], relative[None, None], padding_mode="border", align_corners=False)
     target = upsample(target, size).flatten(1)
     # In pieces of channels: vector_norm over the first axis takes ten times as long, one large square twice the memory.
-    squares = sum((piece.square().sum(0) for piece in target.split(64)), torch.zeros(()))
+    squares = sum((piece.square().sum(0) for piece in torch.split(target, 64)), torch.zeros(()))
     target /= squares.sqrt().clamp_min(1e-8)
     similarity, best = (F.normalize(samples[0, :, 0].T, dim=1) @ target).max(dim=1)
     return torch.stack([best % size[1], best // size[1]], dim=1).float(), similarity
