@@ -81,66 +81,14 @@ def percentile_interval(scores: NDArray[Any], level: float = 0.95) -> Interval:
 
     Returns:
         Lower and upper end.
+
+    Raises:
+        InputError: If `level` is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise InputError("level", level, "give a share between 0 and 1, such as 0.95")
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def score_interval(
-    units: Sequence[str],
-    num_points: NDArray[Any],
-    num_correct: NDArray[Any],
-    *,
-    statistic: Statistic = "per_point",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval | None:
-    """Interval of one score, in percent; None with one unit.
-
-    Args:
-        units: N names of sampling units.
-        num_points: `(N,)` visible keypoints per pair.
-        num_correct: `(N,)` correct ones.
-        statistic: See `resampled_scores`.
-        resamples: Number of resamples.
-        seed: Of the random generator.
-        level: Share of the resamples inside.
-    """
-    options: dict[str, Any] = {"statistic": statistic, "resamples": resamples, "seed": seed}
-    scores = resampled_scores(units, num_points, np.asarray(num_correct)[:, None], **options)
-    return None if scores is None else percentile_interval(scores[:, 0], level)
-
-
-def delta_interval(
-    units: Sequence[str],
-    num_points: NDArray[Any],
-    num_correct: NDArray[Any],
-    baseline_correct: NDArray[Any],
-    *,
-    statistic: Statistic = "per_point",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval | None:
-    """Interval of the difference of two scores on the same resamples, in percentage points; None with one unit.
-
-    Args:
-        units: N names of sampling units.
-        num_points: `(N,)` visible keypoints per pair.
-        num_correct: `(N,)` correct ones.
-        baseline_correct: `(N,)` correct ones of what is subtracted.
-        statistic: See `resampled_scores`.
-        resamples: Number of resamples.
-        seed: Of the random generator.
-        level: Share of the resamples inside.
-    """
-    options: dict[str, Any] = {"statistic": statistic, "resamples": resamples, "seed": seed}
-    both = np.stack([np.asarray(num_correct), np.asarray(baseline_correct)], axis=1)
-    scores = resampled_scores(units, num_points, both, **options)
-    return None if scores is None else percentile_interval(scores[:, 0] - scores[:, 1], level)
 
 
 def _checked(
@@ -155,6 +103,9 @@ def _checked(
         raise InputError("num_points", points.shape, f"give one number per pair, {len(units)}")
     if correct.ndim != 2 or len(correct) != len(units):
         raise InputError("num_correct", correct.shape, f"give ({len(units)}, methods)")
-    if not ((correct >= 0) & (correct <= points[:, None])).all():
-        raise InputError("num_correct", float(correct.max()), "give between 0 and the number of points of each pair")
+    wrong = ~((correct >= 0) & (correct <= points[:, None]))
+    if wrong.any():
+        pair, method = np.argwhere(wrong)[0]
+        remedy = f"give pair {pair} between 0 and its {points[pair]:g} points"
+        raise InputError("num_correct", float(correct[pair, method]), remedy)
     return points, correct

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ditf_probe.errors import InputError
+from ditf_probe.metrics.states import check_matches, joined
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
 AVERAGES = ("per_point", "per_image", "category_macro", "category_macro_per_image")
-LARGEST_INDEX = 2**24  # the states are float32, which counts exactly up to here
 
 Scores = dict[str, dict[str, Tensor]]
 
@@ -148,7 +148,6 @@ class PercentageCorrectKeypoints(Metric):
         if len(set(self.alphas)) < len(self.alphas):
             raise InputError("alphas", alphas, "give each threshold once")
         self._correct = [f"num_correct_{alpha_key(alpha)}".replace(".", "_") for alpha in self.alphas]
-        # One-dimensional float32 is what torchmetrics gathers from ranks with different numbers of pairs, or none.
         # Names travel as their letters: ranks may see different categories.
         for name in ("pair_index", "num_points", *self._correct, "category_length", "category_letters"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -163,7 +162,9 @@ class PercentageCorrectKeypoints(Metric):
         category: Sequence[str],
     ) -> None:
         """Adds a batch of pairs; shapes are those of the class."""
-        _check(predictions, targets, visible, threshold_base, pair_index, category)
+        check_matches(predictions, targets, visible, threshold_base, pair_index)
+        if isinstance(category, str) or len(category) != len(predictions):
+            raise InputError("category", category, f"give a sequence of one name per pair, {len(predictions)}")
         points, correct = pck_counts(predictions, targets, visible, threshold_base, self.alphas, strict=self.strict)
         letters = [ord(letter) for name in category for letter in name]
         rows = {
@@ -178,71 +179,14 @@ class PercentageCorrectKeypoints(Metric):
 
     def compute(self) -> Scores:
         """Scores of all pairs so far, over all ranks."""
-        index = _joined(self.pair_index)
-        _, first = np.unique(index, return_index=True)
-        points = _joined(self.num_points)[first]
-        correct = np.stack([_joined(getattr(self, name)) for name in self._correct], axis=1)[first]
-        letters = "".join(map(chr, _joined(self.category_letters)))
-        lengths = _joined(self.category_length)
+        _, first = np.unique(joined(self.pair_index), return_index=True)
+        points = joined(self.num_points)[first]
+        correct = np.stack([joined(getattr(self, name)) for name in self._correct], axis=1)[first]
+        letters = "".join(map(chr, joined(self.category_letters).astype(np.int64)))
+        lengths = joined(self.category_length).astype(np.int64)
         names = [letters[end - length : end] for length, end in zip(lengths, lengths.cumsum(), strict=True)]
         scores = pck_scores(points, correct, [names[i] for i in first], self.alphas)
         return {
             average: {key: torch.tensor(score, device=self.device) for key, score in row.items()}
             for average, row in scores.items()
         }
-
-
-def _joined(state: list[Tensor] | Tensor) -> NDArray[np.int64]:
-    """A "cat" state, before or after the ranks were joined."""
-    values = [state] if isinstance(state, Tensor) else [torch.zeros(0), *state]
-    return torch.cat([value.cpu() for value in values]).numpy().astype(np.int64)
-
-
-def _check(
-    predictions: Tensor,
-    targets: Tensor,
-    visible: Tensor,
-    threshold_base: Tensor,
-    pair_index: Tensor,
-    category: Sequence[str],
-) -> None:
-    _check_shapes(predictions, targets, visible, threshold_base, pair_index)
-    if isinstance(category, str) or len(category) != len(predictions):
-        raise InputError("category", category, f"give a sequence of one name per pair, {len(predictions)}")
-    wrong = (pair_index < 0) | (pair_index >= LARGEST_INDEX)
-    if wrong.any():
-        raise InputError("pair_index", int(pair_index[wrong][0]), f"number the pairs from 0 to {LARGEST_INDEX - 1}")
-    for name, points in (("predictions", predictions), ("targets", targets)):
-        wrong = visible & ~points.isfinite().all(-1)
-        if wrong.any():
-            pair, keypoint = wrong.nonzero()[0].tolist()
-            place = f"of keypoint {keypoint} of pair {int(pair_index[pair])}"
-            raise InputError(name, points[pair, keypoint].tolist(), f"give finite coordinates {place}, or hide it")
-    wrong = visible.any(1) & ~(threshold_base.isfinite() & (threshold_base >= 0))
-    if wrong.any():
-        pair = int(wrong.nonzero()[0])
-        remedy = f"give pair {int(pair_index[pair])} a length in pixels"
-        raise InputError("threshold_base", float(threshold_base[pair]), remedy)
-
-
-def _check_shapes(
-    predictions: Tensor, targets: Tensor, visible: Tensor, threshold_base: Tensor, pair_index: Tensor
-) -> None:
-    if predictions.ndim != 3 or predictions.shape[-1] != 2:
-        raise InputError("predictions", tuple(predictions.shape), "give (B, K, 2)")
-    batch, count, _ = predictions.shape
-    expected = (
-        ("targets", targets, (batch, count, 2)),
-        ("visible", visible, (batch, count)),
-        ("threshold_base", threshold_base, (batch,)),
-        ("pair_index", pair_index, (batch,)),
-    )
-    for name, values, shape in expected:
-        if values.shape != shape:
-            raise InputError(
-                name, tuple(values.shape), f"give {shape}, as `predictions` are {tuple(predictions.shape)}"
-            )
-    if visible.dtype != torch.bool:
-        raise InputError("visible", visible.dtype, "give bool")
-    if pair_index.is_floating_point() or pair_index.dtype == torch.bool:
-        raise InputError("pair_index", pair_index.dtype, "give integers")

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from ditf_probe.errors import InputError
+from ditf_probe.metrics.states import Floats, check_matches, joined
 
-Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-LARGEST_INDEX = 2**24  # the states are float32, which counts exactly up to here
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +49,7 @@ COLUMNS = tuple(field.name for field in fields(Predictions))
 class KeypointPredictions(Metric):
     """Collects predictions over batches and ranks.
 
-    Padded loaders may show a pair twice; the first copy counts. All states are one-dimensional float32, which is what
-    torchmetrics gathers from ranks that saw different numbers of pairs, or none.
+    Padded loaders may show a pair twice; the first copy counts.
     """
 
     full_state_update = False
@@ -77,30 +74,27 @@ class KeypointPredictions(Metric):
             predictions: `(B, K, 2)` x before y, in pixels of the original target image.
             targets: `(B, K, 2)` annotated keypoints.
             visible: `(B, K)` bool; other keypoints, padding among them, are left out.
-            similarity: `(B, K)` cosine of each match.
+            similarity: `(B, K)` cosine of each match; NaN where nothing is compared.
             threshold_base: `(B,)` what alpha is multiplied by, in pixels.
             pair_index: `(B,)` integers below 2**24.
 
         Raises:
-            InputError: NaN or infinity in a visible prediction or target, or an index that float32 cannot hold.
+            InputError: Shapes that do not fit, or NaN where a number is due.
         """
+        predictions, targets = predictions.float(), targets.float()
+        check_matches(predictions, targets, visible, threshold_base, pair_index, similarity)
         pair, keypoint = visible.nonzero(as_tuple=True)
-        found, truth = predictions[pair, keypoint].float(), targets[pair, keypoint].float()
-        for name, points in (("predictions", found), ("targets", truth)):
-            if not points.isfinite().all():
-                raise InputError(name, "NaN or infinity", "give finite coordinates for every visible keypoint")
-        if pair_index.numel() and not 0 <= int(pair_index.max()) < LARGEST_INDEX:
-            raise InputError("pair_index", int(pair_index.max()), f"number the pairs from 0 to {LARGEST_INDEX - 1}")
+        found, truth = predictions[pair, keypoint], targets[pair, keypoint]
         columns = (pair_index[pair], keypoint, *found.T, *truth.T, similarity[pair, keypoint], threshold_base[pair])
         for name, values in zip(COLUMNS, columns, strict=True):
-            getattr(self, name).append(values.detach().to(torch.float32))
+            getattr(self, name).append(values.detach().to(self.device, torch.float32))
 
     def compute(self) -> dict[str, Floats]:
         """The columns of all ranks, as they came; on several ranks a collective operation.
 
         Arrays in a dictionary, since torchmetrics squeezes tensors of one element and refuses frozen dataclasses.
         """
-        return {name: _joined(getattr(self, name)) for name in COLUMNS}
+        return {name: joined(getattr(self, name)) for name in COLUMNS}
 
     def rows(self) -> Predictions:
         """The rows of all ranks, each keypoint of each pair once; a collective operation like `compute`."""
@@ -131,10 +125,3 @@ def pad_points(points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     padded = torch.nn.utils.rnn.pad_sequence(list(points), batch_first=True)
     lengths = torch.tensor([len(rows) for rows in points], device=padded.device)
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-
-
-def _joined(state: list[Tensor] | Tensor) -> Floats:
-    """A "cat" state, before or after the ranks were joined."""
-    if isinstance(state, Tensor):
-        return state.cpu().numpy()
-    return torch.cat([torch.zeros(0), *(values.cpu() for values in state)]).numpy()

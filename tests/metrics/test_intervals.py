@@ -3,13 +3,7 @@ import pytest
 
 from ditf_probe.errors import InputError
 from ditf_probe.metrics import intervals
-from ditf_probe.metrics.intervals import (
-    delta_interval,
-    percentile_interval,
-    resampled_scores,
-    score_interval,
-    unit_count,
-)
+from ditf_probe.metrics.intervals import percentile_interval, resampled_scores, unit_count
 
 
 def made_up(pairs=60, units=9, seed=0):
@@ -48,10 +42,17 @@ def test_equals_a_slow_loop(statistic):
     expected = slow_scores(names, points, correct, statistic, 150, 5)
     np.testing.assert_allclose(found, expected)
     low, high = np.percentile(expected[:, 0], [2.5, 97.5])
-    options = {"statistic": statistic, "resamples": 150, "seed": 5}
-    assert score_interval(names, points, correct[:, 0], **options) == pytest.approx((low, high))
+    assert percentile_interval(found[:, 0]) == pytest.approx((low, high))
     low, high = np.percentile(expected[:, 0] - expected[:, 1], [2.5, 97.5])
-    assert delta_interval(names, points, correct[:, 0], correct[:, 1], **options) == pytest.approx((low, high))
+    assert percentile_interval(found[:, 0] - found[:, 1]) == pytest.approx((low, high))
+    # Each method is scored as if it were alone.
+    alone = resampled_scores(names, points, correct[:, 1:], statistic=statistic, resamples=150, seed=5)
+    np.testing.assert_allclose(alone[:, 0], expected[:, 1])
+
+
+def test_level_is_the_share_inside():
+    assert percentile_interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
+    assert percentile_interval(np.arange(101.0), 0.5) == pytest.approx((25, 75))
 
 
 def test_pieces_and_the_order_of_pairs_do_not_matter(monkeypatch):
@@ -66,33 +67,35 @@ def test_pieces_and_the_order_of_pairs_do_not_matter(monkeypatch):
 
 
 def test_one_unit_has_no_interval():
-    points, correct = np.array([4, 6, 0]), np.array([2, 3, 0])
+    points, correct = np.array([4, 6, 0]), np.array([[2], [3], [0]])
     assert unit_count(["a", "a", "b"], points) == 1
-    assert score_interval(["a", "a", "b"], points, correct) is None
-    assert delta_interval(["a", "a", "b"], points, correct, correct) is None
-    assert score_interval([], np.zeros(0), np.zeros(0)) is None
-    assert score_interval(["a", "a", "b"], np.array([4, 6, 1]), correct) is not None
+    assert resampled_scores(["a", "a", "b"], points, correct) is None
+    assert resampled_scores(["a", "a", "b"], points, np.repeat(correct, 2, axis=1)) is None
+    assert resampled_scores([], np.zeros(0), np.zeros((0, 1))) is None
+    assert resampled_scores(["a", "a", "b"], np.array([4, 6, 1]), correct).shape == (2000, 1)
 
 
 def test_the_same_method_differs_by_nothing_and_a_constant_shift_is_certain():
     names, points, correct = made_up()
-    assert delta_interval(names, points, correct[:, 0], correct[:, 0]) == (0.0, 0.0)
+    twice = resampled_scores(names, points, correct[:, [0, 0]])
+    assert percentile_interval(twice[:, 0] - twice[:, 1]) == (0.0, 0.0)
     # 1 of 2 against 0 of 2 in every pair: each resample differs by 50 points, though the scores could have varied.
-    two, one = np.full(20, 2), np.ones(20)
     units = [str(i) for i in range(20)]
-    assert delta_interval(units, two, one, np.zeros(20), statistic="per_image") == pytest.approx((50.0, 50.0))
+    scores = resampled_scores(units, np.full(20, 2), np.stack([np.ones(20), np.zeros(20)], 1), statistic="per_image")
+    assert percentile_interval(scores[:, 0] - scores[:, 1]) == pytest.approx((50.0, 50.0))
 
 
 def test_width_is_that_of_theory():
     """400 units of one point each, half of them right: standard error 50 / sqrt(400) = 2.5 percent."""
     units = [str(i) for i in range(400)]
-    correct = np.arange(400) % 2
-    low, high = score_interval(units, np.ones(400), correct, resamples=4000)
+    correct = np.arange(400)[:, None] % 2
+    low, high = percentile_interval(resampled_scores(units, np.ones(400), correct, resamples=4000))
     assert (low + high) / 2 == pytest.approx(50, abs=0.5)
     assert high - low == pytest.approx(2 * 1.96 * 2.5, rel=0.06)
     # The same pairs in 20 units that are right or wrong as a whole: sqrt(20) times as wide.
     lumps = [str(i // 20) for i in range(400)]
-    low, high = score_interval(lumps, np.ones(400), np.arange(400) // 20 % 2, resamples=4000)
+    correct = np.arange(400)[:, None] // 20 % 2
+    low, high = percentile_interval(resampled_scores(lumps, np.ones(400), correct, resamples=4000))
     assert high - low == pytest.approx(2 * 1.96 * 2.5 * 20**0.5, rel=0.12)
 
 
@@ -103,6 +106,7 @@ def test_width_is_that_of_theory():
         ({"num_correct": np.ones((2, 1))}, r"`num_correct` is \(2, 1\)"),
         ({"num_correct": np.full((3, 1), 9.0)}, "`num_correct` is 9.0"),
         ({"num_correct": np.full((3, 1), np.nan)}, "`num_correct` is nan"),
+        ({"num_correct": np.array([[1.0], [1.0], [-1.0]])}, "`num_correct` is -1.0: give pair 2 between 0 and its 1"),
         ({"statistic": "micro"}, "`statistic` is 'micro'"),
         ({"resamples": 0}, "`resamples` is 0"),
     ],

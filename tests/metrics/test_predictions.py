@@ -42,6 +42,7 @@ def rows_of(predictions: Predictions) -> list[tuple[float, ...]]:
     return list(zip(*(getattr(predictions, name).tolist() for name in COLUMNS), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_rows_are_visible_keypoints_in_order_and_pairs_count_once() -> None:
     metric = KeypointPredictions()
     for indices in ([5, 2], [0], [2, 7]):
@@ -65,15 +66,34 @@ def test_nan_in_a_visible_keypoint_is_named_and_elsewhere_ignored(name: str) -> 
     values[name][0, 2] = float("nan")  # (1 + 2) % 3 == 0: not visible
     KeypointPredictions().update(**values)
     values[name][0, 1] = float("nan")
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=rf"`{name}` is \[nan, nan\]: .*keypoint 1 of pair 1"):
         KeypointPredictions().update(**values)
 
 
-def test_pair_index_beyond_float32_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pair_index": torch.tensor([1, 2**24])}, "`pair_index` is 16777216"),
+        ({"pair_index": torch.tensor([-1, 5])}, "`pair_index` is -1"),
+        ({"similarity": torch.zeros(2, KEYPOINTS + 1)}, r"`similarity` is \(2, 5\): give \(2, 4\)"),
+        ({"threshold_base": torch.tensor([7.0, torch.nan])}, "`threshold_base` is nan: give pair 2"),
+        ({"predictions": torch.full((2, KEYPOINTS, 2), 1e300, dtype=torch.float64)}, "`predictions` is .inf, inf"),
+    ],
+)
+def test_bad_input(change: dict[str, Tensor], message: str) -> None:
+    values = batch([1, 2])
+    KeypointPredictions().update(**values)
+    with pytest.raises(InputError, match=message):
+        KeypointPredictions().update(**(values | change))
+
+
+def test_similarity_may_be_missing() -> None:
     values = batch([1])
-    values["pair_index"] = torch.tensor([2**24])
-    with pytest.raises(InputError, match="pair_index"):
-        KeypointPredictions().update(**values)
+    values["similarity"][:] = torch.nan
+    metric = KeypointPredictions()
+    metric.update(**values)
+    assert np.isnan(metric.rows().similarity).all()
+    assert len(metric.rows()) == 3
 
 
 def test_padding_marks_what_is_real() -> None:
