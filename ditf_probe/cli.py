@@ -6,8 +6,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -39,9 +41,12 @@ class DiTFProbeCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("probe", "model.init_args.probe_folders")
 
-    def before_instantiate_classes(self) -> None:
-        """Refuses a folder that cannot be written to before anything is built."""
-        ensure_writable(self.config[self.subcommand].run_dir, "run_dir")
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, then refuses a folder or a checkpoint that cannot be used, before anything is built."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        ensure_writable(config.run_dir, "run_dir")
+        _check_checkpoint(config.get("ckpt_path"), Path(_checkpoints(config.run_dir)) / "last.ckpt")
 
 
 class TrainCLI(DiTFProbeCLI):
@@ -71,6 +76,23 @@ class EvaluateCLI(DiTFProbeCLI):
 
 def _checkpoints(run_dir: str) -> str:
     return str(Path(run_dir) / "checkpoints")
+
+
+def _check_checkpoint(ckpt_path: str | None, last: Path) -> None:
+    """Refuses a checkpoint that is not there or damaged; Lightning would start anew without the last one.
+
+    Raises:
+        InputError: There is no such file, or it is no checkpoint.
+    """
+    if ckpt_path is None:
+        return
+    path = last if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        raise InputError("ckpt_path", ckpt_path, f"there is no {path}, name a checkpoint or leave it out to start anew")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one") from error
 
 
 def _run(cli: type[DiTFProbeCLI], args: ArgsType, **options: Any) -> None:

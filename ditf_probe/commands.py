@@ -38,11 +38,14 @@ def _parser() -> argparse.ArgumentParser:
     willow.set_defaults(run=_pf_willow)
     select = verbs.add_parser("select", help="choose block and timestep of a backbone on SyntheticPairs val")
     select.add_argument("--backbone", default="ditf-tiny", help="name or path, as in load_backbone")
-    select.add_argument("--timesteps", type=int, nargs="+", default=[20, 60, 100, 140, 180, 220, 260, 340, 420, 500])
-    select.add_argument("--tap", choices=["attention", "mlp"], default="mlp")
-    select.add_argument("--num-pairs", type=int, default=200)
-    select.add_argument("--image-size", type=int, default=64)
-    select.add_argument("--ensemble", type=int, default=1)
+    timesteps = [20, 60, 100, 140, 180, 220, 260, 340, 420, 500]
+    select.add_argument("--timesteps", type=int, nargs="+", default=timesteps, help="noise levels to try")
+    select.add_argument("--tap", choices=["attention", "mlp"], default="mlp", help="before which AdaLN")
+    select.add_argument("--num-pairs", type=int, default=200, help="pairs to score")
+    select.add_argument("--image-size", type=int, default=64, help="side of the prepared images in pixels")
+    select.add_argument("--ensemble", type=int, default=1, help="noise draws per image")
+    select.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    select.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     select.add_argument("--write", type=Path, help="preset file whose block, timestep and tap are replaced")
     select.set_defaults(run=_select)
     return parser
@@ -53,6 +56,9 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _pf_willow(options: argparse.Namespace) -> None:
+    from ditf_probe.data.willow import PFWillow
+
+    PFWillow(options.root)  # a bad folder must not come to light after the first training
     run_dir = Path(options.run_dir)
     drawings = run_dir / "drawings"
     _run("train.py fit", "quickstart", drawings)
@@ -84,8 +90,10 @@ def _run(script: str, config: str, run_dir: Path, *words: str) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
-    from ditf_probe.selection import select, write_preset
+    from ditf_probe.selection import preset_lines, select, write_preset
 
+    if options.write is not None:
+        preset_lines(options.write)  # a bad file must not come to light after the search
     best = select(
         options.backbone,
         timesteps=options.timesteps,
@@ -93,6 +101,8 @@ def _select(options: argparse.Namespace) -> None:
         num_pairs=options.num_pairs,
         image_size=options.image_size,
         ensemble=options.ensemble,
+        device=options.device,
+        dtype=options.dtype,
     )
     if options.write is not None:
         write_preset(options.write, best)

@@ -1,23 +1,24 @@
 """Which block and which timestep: a grid of zero-shot scores on SyntheticPairs val, one pass per timestep."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from ditf_probe.backbones.base import Tap
 from ditf_probe.backbones.loading import load_backbone
-from ditf_probe.data.pairs import PairDataset
+from ditf_probe.data.pairs import PairDataset, threshold_base
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.files import write_text
 from ditf_probe.matching import match_keypoints
+from ditf_probe.metrics.pck import pck_counts
+from ditf_probe.progress import progress
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def select(
     image_size: int = 64,
     ensemble: int = 1,
     device: str = "auto",
+    dtype: str = "auto",
 ) -> Selection:
     """Scores every block that has the tap at every timestep, prints the grid and returns its best cell.
 
@@ -56,12 +58,13 @@ def select(
         num_pairs: Pairs of SyntheticPairs val.
         image_size: Side of the images given to the backbone, in pixels.
         ensemble: Noise draws per image.
-        device: Where to run.
+        device: As in `load_backbone`.
+        dtype: As in `load_backbone`.
 
     Returns:
         The best cell; the first one of equals, in order of timesteps, then blocks.
     """
-    backbone = load_backbone(name_or_path, device=device)
+    backbone = load_backbone(name_or_path, device=device, dtype=dtype)
     blocks = [block for block in range(backbone.num_blocks) if tap in backbone.taps(block)]
     if not blocks:
         raise InputError("tap", tap, f"no block of {name_or_path} has it, choose the other one")
@@ -84,8 +87,8 @@ def score_blocks(extractor: FeatureExtractor, pairs: PairDataset, alpha: float =
 
     Args:
         extractor: With the blocks, the timestep and the modulation to score.
-        pairs: Pairs with a bounding-box threshold.
-        alpha: Fraction of the longer side of the target box.
+        pairs: Pairs to match.
+        alpha: Fraction of the threshold base of the data set.
 
     Returns:
         Block index to percent of visible keypoints matched within the threshold.
@@ -94,21 +97,46 @@ def score_blocks(extractor: FeatureExtractor, pairs: PairDataset, alpha: float =
     bank.fill(pairs, pairs.image_ids())
     correct = dict.fromkeys(extractor.blocks, 0)
     total = 0
-    for index in range(len(pairs)):
-        pair = pairs[index]
-        visible = pair.visible
-        total += int(visible.sum())
-        threshold = alpha * float((pair.target.bbox[2:] - pair.target.bbox[:2]).max())
-        features = extractor.features(bank.tapped([pair.source.image_id, pair.target.image_id]))
-        for block, maps in features.items():
-            predictions, _ = match_keypoints(
-                maps[0], maps[1], pair.source.keypoints[visible].to(maps.device), pair.source.size, pair.target.size
-            )
-            distance = torch.linalg.vector_norm(predictions.cpu() - pair.target.keypoints[visible], dim=-1)
-            correct[block] += int((distance <= threshold).sum())
+    with progress(f"matches of {pairs.name}", len(pairs), "pairs") as advance:
+        for index in range(len(pairs)):
+            pair = pairs[index]
+            visible = pair.visible
+            base = torch.tensor([threshold_base(pair, pairs.threshold)])
+            features = extractor.features(bank.tapped([pair.source.image_id, pair.target.image_id]))
+            for block, maps in features.items():
+                keypoints = pair.source.keypoints[visible].to(maps.device)
+                found, _ = match_keypoints(maps[0], maps[1], keypoints, pair.source.size, pair.target.size)
+                truth, seen = pair.target.keypoints[visible][None], torch.ones(1, len(keypoints), dtype=torch.bool)
+                correct[block] += int(pck_counts(found.cpu()[None], truth, seen, base, [alpha])[1])
+            total += int(visible.sum())
+            advance(1)
     if not total:
         raise InputError("pairs", pairs.name, "no keypoint is visible in both images of any pair, use more pairs")
     return {block: 100.0 * hits / total for block, hits in correct.items()}
+
+
+def preset_lines(path: Path) -> dict[str, int]:
+    """Where a preset file holds its block, timestep and tap.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        Key to line number from 0.
+
+    Raises:
+        InputError: The file is missing, or does not have exactly one line for each.
+    """
+    if not path.is_file():
+        raise InputError("--write", str(path), "no such preset file, name one of configs/backbone/")
+    lines = path.read_text().splitlines()
+    found = {}
+    for key in ("blocks", "timestep", "tap"):
+        rows = [number for number, line in enumerate(lines) if line.startswith(f"{key}:")]
+        if len(rows) != 1:
+            raise InputError("--write", str(path), f"needs exactly one line that starts with `{key}:`")
+        found[key] = rows[0]
+    return found
 
 
 def write_preset(path: Path, best: Selection) -> None:
@@ -121,18 +149,10 @@ def write_preset(path: Path, best: Selection) -> None:
     Raises:
         InputError: The file is missing or lacks one of the lines.
     """
-    if not path.is_file():
-        raise InputError("--write", str(path), "no such preset file, name one of configs/backbone/")
-    values = {"blocks": [best.block], "timestep": best.timestep, "tap": best.tap}
-    lines = path.read_text().splitlines()
-    for key, value in values.items():
-        rows = [i for i, line in enumerate(lines) if line.startswith(f"{key}:")]
-        if len(rows) != 1:
-            raise InputError("--write", str(path), f"needs exactly one line that starts with `{key}:`")
-        lines[rows[0]] = f"{key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
+    numbers, lines = preset_lines(path), path.read_text().splitlines()
+    for key, value in {"blocks": f"[{best.block}]", "timestep": best.timestep, "tap": best.tap}.items():
+        lines[numbers[key]] = f"{key}: {value}"
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _grid(scores: dict[int, dict[int, float]], title: str) -> Table:

@@ -11,7 +11,6 @@ import ditf_probe
 from ditf_probe.cli import evaluate, train
 from ditf_probe.commands import main
 from ditf_probe.configs_folder import CONFIGS
-from ditf_probe.selection import Selection, write_preset
 
 RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data:" in path.read_text())
 TINY = [
@@ -106,10 +105,31 @@ def test_commands_refuse_in_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert "/no/such/model" in refused(main, ["select", "--backbone", "/no/such/model"], capsys)
 
 
-def test_a_preset_keeps_its_comments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preset = tmp_path / "preset.yaml"
-    preset.write_text("# why\nbackbone: ditf-tiny\nblocks: [1]\ntimestep: 5\ntap: mlp\n")
-    write_preset(preset, Selection(block=3, timestep=120, tap="attention", pck=10.0))
-    assert preset.read_text() == "# why\nbackbone: ditf-tiny\nblocks: [3]\ntimestep: 120\ntap: attention\n"
-    line = refused(lambda _: main(["select", "--backbone", "/no/such/model", "--write", str(preset)]), [], capsys)
-    assert "/no/such/model" in line
+@pytest.mark.parametrize("ckpt_path", ["last", "no/such.ckpt"])
+def test_a_checkpoint_that_is_not_there(ckpt_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(train, ["fit", *TINY, "--run_dir", str(tmp_path), "--ckpt_path", ckpt_path], capsys)
+    assert "ckpt_path" in line
+    assert ckpt_path in line
+    assert not (tmp_path / "probes").exists()
+
+
+def test_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"no checkpoint")
+    line = refused(train, ["fit", *TINY, "--run_dir", str(tmp_path), "--ckpt_path", str(damaged)], capsys)
+    assert str(damaged) in line
+
+
+def test_a_checkpoint_of_other_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["fit", *TINY, "--run_dir", str(tmp_path), "--trainer.max_epochs"]
+    train([*run, "1"])
+    narrower = "--model.init_args.probes.linear.init_args.width=8"
+    line = refused(train, [*run, "2", "--ckpt_path", "last", narrower], capsys)
+    assert "ckpt_path" in line
+    train([*run, "2", "--ckpt_path", "last"])
+
+
+def test_pf_willow_looks_for_the_photos_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pf-willow", "--root", "/no/such/folder", "--run-dir", str(tmp_path / "run")]
+    assert "/no/such/folder" in refused(main, words, capsys)
+    assert not (tmp_path / "run").exists()
