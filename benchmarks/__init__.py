@@ -1,1 +1,1 @@
-"""Measurements of time and memory: `python -m benchmarks NAME --help`. Results are in RESULTS.md."""
+"""Measurements and checks: `python -m benchmarks NAME --help`. Results of `matching` are in RESULTS.md."""

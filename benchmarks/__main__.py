@@ -1,21 +1,27 @@
-"""Runs one benchmark by name."""
+"""Runs one benchmark by name; bad input ends in one line on standard error and exit code 2."""
 
 import sys
 from importlib import import_module
 
-from rich.console import Console
+from ditf_probe.errors import InputError
 
 NAMES = ("matching", "model_card", "near_duplicates")
+USAGE = f"usage: python -m benchmarks {{{','.join(NAMES)}}} [--help] ..."
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
     if not arguments or arguments[0] not in NAMES:
-        Console(stderr="-h" not in arguments and "--help" not in arguments).print(
-            f"usage: python -m benchmarks {{{','.join(NAMES)}}} [--help] ...", markup=False
-        )
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    code: int = import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
-    return code
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.arguments import positive
+from ditf_probe.errors import InputError
+from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.matching import match_keypoints
 
 Size = tuple[int, int]
@@ -85,8 +88,12 @@ def inputs(channels: int, grid: Size, image: Size, keypoints: int) -> tuple[Tens
 
 def memory(field: str) -> float:
     """A field of the kernel's status of this process (VmRSS: resident now, VmHWM: its peak), in MB."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-    assert found is not None, f"the kernel does not report {field}"
+    status = Path("/proc/self/status")
+    found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text() if status.exists() else "", flags=re.MULTILINE)
+    if found is None:
+        raise InputError(
+            str(status), f"without {field}", "measure on Linux, whose kernel counts the memory of a process"
+        )
     return int(found[1]) * 1024 / 1e6
 
 
@@ -116,8 +123,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_apart(name: str, arguments: list[str]) -> dict[str, Any]:
     """Runs one method in a new process, so that no method profits from what another left in memory."""
-    command = [sys.executable, "-m", "benchmarks.matching", *arguments, "--in-this-process", name]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks", "matching", *arguments, "--in-this-process", name]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise InputError("--methods", name, f"ended with code {run.returncode}; free memory, or leave it out")
     result: dict[str, Any] = json.loads(run.stdout)
     return result
 
@@ -183,33 +192,44 @@ def parser() -> argparse.ArgumentParser:
         "python -m benchmarks matching", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--full", action="store_true", help=f"the sizes of a large model: {FULL}; needs 10 GB of memory")
-    made.add_argument("--channels", type=positive, default=512)
-    made.add_argument("--grid", type=positive, nargs=2, default=[20, 30], metavar=("ROWS", "COLUMNS"))
-    made.add_argument("--image", type=positive, nargs=2, default=[160, 240], metavar=("HEIGHT", "WIDTH"))
-    made.add_argument("--keypoints", type=positive, default=10)
-    made.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    made.add_argument("--channels", type=positive, default=512, help="of both feature maps (default 512)")
+    made.add_argument(
+        "--grid", type=positive, nargs=2, default=[20, 30], metavar=("ROWS", "COLUMNS"), help="cells (default 20 30)"
+    )
+    made.add_argument(
+        "--image",
+        type=positive,
+        nargs=2,
+        default=[160, 240],
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels of both images (default 160 240)",
+    )
+    made.add_argument("--keypoints", type=positive, default=10, help="to match (default 10)")
+    made.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of torch (default: its own)")
     made.add_argument("--repeats", type=positive, default=5, help="measured runs (default 5)")
     made.add_argument("--reference-repeats", type=positive, default=1, help="of the reference (default 1)")
-    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (default all)")
     made.add_argument("--json", type=Path, help="also write the numbers to this file")
     made.add_argument("--in-this-process", choices=METHODS, help=argparse.SUPPRESS)
     return made
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+def parse(arguments: list[str]) -> argparse.Namespace:
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.full:  # sizes that are given still win
+        made.set_defaults(**FULL)
+        options = made.parse_args(arguments)
+    return options
 
 
-def main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
-    if options.full:
-        vars(options).update(FULL)
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
     if options.in_this_process:
         print(json.dumps(measure(options.in_this_process, options)))
-        return 0
+        return
+    if options.json:
+        ensure_writable(options.json.parent, "--json")
     console = Console(width=None if sys.stdout.isatty() else 140)
     results = {}
     for name in options.methods:
@@ -218,9 +238,4 @@ def main(arguments: list[str]) -> int:
     console.print(table(summarise(results, options), options))
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "in_this_process")}
-        options.json.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        write_text(options.json, json.dumps({"settings": settings, "results": results}, indent=2) + "\n")

@@ -1,15 +1,15 @@
 """Nearest neighbours of evaluation images among the training images of ditf-tiny.
 
-Every image becomes 16 x 16 grey levels with mean 0 and norm 1; the similarity of two images is the higher correlation
-of the picture and of its mirror image. Prints, per evaluation set, how many images have a neighbour above a threshold
-and the closest pairs, and writes a sheet of those (evaluation image left, its neighbour right).
+The central square of every image, which is what training sees, becomes 16 x 16 grey levels with mean 0 and norm 1; the
+similarity of two images is the higher correlation of the picture and of its mirror image. Prints, per evaluation set,
+how many images have a neighbour above a threshold and the closest pairs, and writes a sheet of those (evaluation image
+left, its neighbour right).
 
-    python -m benchmarks.near_duplicates --cache runs/pretrain/cache --willow ../shared/data/pf-willow \\
+    python -m benchmarks near_duplicates --cache runs/pretrain/cache --willow ../shared/data/pf-willow \\
         --photos ../shared/data/caltech101-96/101_ObjectCategories --sheet near_duplicates.png
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,14 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.data.images import ImagePool, ImagePoolsModule
+from benchmarks.arguments import positive
+from ditf_probe.data.images import ImagePool, ImagePoolsModule, centre_square
 from ditf_probe.data.photos import list_photos, read_photo
 from ditf_probe.data.synthetic import SyntheticPairs
+from ditf_probe.files import ensure_writable, replacing
 
 SIDE = 16
+SHOWN = 64
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -45,36 +48,45 @@ def nearest(queries: Tensor, pool: ImagePool, chunk: int = 2000) -> tuple[Tensor
     return best, where
 
 
+def square(image: Tensor) -> Tensor:
+    """The central square of an image `(3, H, W)`, `(3, 64, 64)` uint8."""
+    return torch.from_numpy(centre_square(image, SHOWN).copy())
+
+
 def report(name: str, images: list[Tensor], pools: list[ImagePool], threshold: float, console: Console) -> list[Tensor]:
     """Prints the numbers of one evaluation set; returns its closest pairs, side by side, `(3, 64, 128)` uint8."""
-    small = [F.interpolate(image[None].float(), (64, 64), mode="area")[0] for image in images]
-    found = [nearest(thumbnails(torch.stack(small)), pool) for pool in pools]
+    small = torch.stack([square(image) for image in images])
+    found = [nearest(thumbnails(small), pool) for pool in pools]
     best = torch.stack([values for values, _ in found])
     highest, pool_index = best.max(0)
     console.print(
         f"{name}: {len(images)} images, highest correlation {highest.max():.3f}, median {highest.median():.3f}, "
-        f"{int((highest > threshold).sum())} above {threshold}"
+        f"{int((highest > threshold).sum())} above {threshold}",
+        soft_wrap=True,
     )
     sheets = []
     for index in highest.argsort(descending=True)[:8].tolist():
         chosen = int(pool_index[index])
-        neighbour = torch.from_numpy(np.array(pools[chosen].images[int(found[chosen][1][index])])).float()
-        neighbour = F.interpolate(neighbour[None], (64, 64), mode="area")[0]
-        sheets.append(torch.cat([small[index], neighbour], dim=2).byte())
-        console.print(f"  {highest[index]:.3f}  image {index}, pool {chosen}, number {int(found[chosen][1][index])}")
+        number = int(found[chosen][1][index])
+        neighbour = torch.from_numpy(np.array(pools[chosen].images[number]))
+        sheets.append(torch.cat([small[index], square(neighbour)], dim=2))
+        console.print(f"  {highest[index]:.3f}  image {index}, pool {chosen}, number {number}")
     return sheets
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("near_duplicates", description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="arrays of the training images")
-    parser.add_argument("--photos", type=Path, help="image folder that was trained on")
-    parser.add_argument("--num-drawn", type=int, default=80_000)
-    parser.add_argument("--willow", type=Path, help="root of PF-WILLOW")
-    parser.add_argument("--num-pairs", type=int, default=1000, help="pairs of SyntheticPairs test")
-    parser.add_argument("--threshold", type=float, default=0.95)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks near_duplicates", description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="arrays of the training images, drawn if missing")
+    parser.add_argument("--photos", type=Path, help="image folder that was trained on (default: drawings alone)")
+    parser.add_argument("--num-drawn", type=positive, default=80_000, help="drawings trained on (default 80000)")
+    parser.add_argument("--willow", type=Path, help="root of PF-WILLOW (default: drawings alone)")
+    parser.add_argument("--num-pairs", type=positive, default=1000, help="of SyntheticPairs test (default 1000)")
+    parser.add_argument("--threshold", type=float, default=0.95, help="correlation that is counted (default 0.95)")
     parser.add_argument("--sheet", type=Path, help="PNG of the closest pairs")
     options = parser.parse_args(arguments)
+    if options.sheet:
+        ensure_writable(options.sheet.parent, "--sheet")
+    willow = list_photos(options.willow, "--willow") if options.willow else []
     module = ImagePoolsModule(options.photos, options.cache, options.num_drawn)
     module.setup()
     console = Console()
@@ -82,14 +94,10 @@ def main(arguments: list[str]) -> int:
     sheets = report(
         "SyntheticPairs test", [test.image(i) for i in test.image_ids()], module.pools, options.threshold, console
     )
-    if options.willow:
-        photos = [read_photo(path) for path in list_photos(options.willow)]
-        sheets += report("PF-WILLOW", photos, module.pools, options.threshold, console)
+    if willow:
+        sheets += report("PF-WILLOW", [read_photo(path) for path in willow], module.pools, options.threshold, console)
     if options.sheet:
+        sheets += [torch.zeros_like(sheets[0])] * (-len(sheets) % 4)
         rows = [torch.cat(sheets[i : i + 4], dim=2) for i in range(0, len(sheets), 4)]
-        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(options.sheet)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        with replacing(options.sheet) as temporary:
+            Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(temporary, format="png")
