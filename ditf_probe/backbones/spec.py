@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 Architecture = Literal["dit", "flux"]
 METADATA_KEY = "ditf_tiny"
@@ -74,7 +74,17 @@ def tiny_spec(
 
     Returns:
         The spec, its training facts empty.
+
+    Raises:
+        InputError: Sizes that do not fit each other.
     """
+    check_choice("architecture", architecture, Architecture)
+    if head_dim < 1 or width < 1 or width % head_dim:
+        raise InputError("width", width, f"use a multiple of head_dim, {head_dim}")
+    if patch < 1 or image_size < 1 or image_size % patch:
+        raise InputError("image_size", image_size, f"use a multiple of patch, {patch}")
+    if not 0 <= double_blocks <= blocks or not blocks:
+        raise InputError("blocks", blocks, f"use at least 1, and no fewer than double_blocks, {double_blocks}")
     shared: dict[str, Any] = {"num_attention_heads": width // head_dim, "attention_head_dim": head_dim}
     if architecture == "dit":
         config = shared | {
@@ -111,6 +121,8 @@ def read_spec(path: str | Path) -> TinySpec:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[METADATA_KEY])
-            return TinySpec(**(facts | {"class_names": tuple(facts["class_names"])}))
+            spec = TinySpec(**(facts | {"class_names": tuple(facts["class_names"])}))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError("weights", str(path), "use a file written by TinyDenoiser.save") from error
+    check_choice("architecture", spec.architecture, Architecture)
+    return spec

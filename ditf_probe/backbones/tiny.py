@@ -7,14 +7,14 @@ from typing import Any, Self
 
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditf_probe.backbones.packing import pack_patches, position_ids, unpack_patches
 from ditf_probe.backbones.spec import METADATA_KEY, TinySpec, read_spec
 from ditf_probe.errors import InputError
+from ditf_probe.files import replacing
 
 NUM_TIMESTEPS = 1000
 MODEL_CLASSES: dict[str, type[nn.Module]] = {"dit": DiTTransformer2DModel, "flux": FluxTransformer2DModel}
@@ -61,8 +61,7 @@ class TinyDenoiser(nn.Module):
         spec = read_spec(path)
         with torch.random.fork_rng(devices=[]):
             denoiser = cls(spec)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         try:
             denoiser.load_state_dict(tensors)
         except RuntimeError as error:
@@ -73,15 +72,15 @@ class TinyDenoiser(nn.Module):
         """Writes the weights as bfloat16 safetensors with the spec as metadata, whole or not at all.
 
         Args:
-            path: File to write.
+            path: File to write; its folder is created.
             training: Facts about the training to keep in the file; the spec's own by default.
         """
         facts = asdict(self.spec) | ({} if training is None else {"training": training})
         tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in self.state_dict().items()}
-        partial = Path(path).with_suffix(".partial")
-        save_file(tensors, partial, metadata={"format": "pt", METADATA_KEY: json.dumps(facts)})
-        partial.chmod(0o644)  # safetensors writes for the owner alone
-        partial.replace(path)
+        metadata = {"format": "pt", METADATA_KEY: json.dumps(facts, allow_nan=False)}
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(0o644)  # safetensors makes the file anew, for the owner alone
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; the class embedders of DiT stay in eval mode.

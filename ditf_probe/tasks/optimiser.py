@@ -6,7 +6,7 @@ because `torch.optim.Muon` computes in bfloat16, which processors without bfloat
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,14 @@ class MuonAdamW(Optimizer):
             groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         )
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -86,9 +92,10 @@ class MuonAdamW(Optimizer):
             for parameter in members:
                 state, gradient = self.state[parameter], parameter.grad
                 assert gradient is not None
-                buffer = state.setdefault("momentum_buffer", torch.zeros_like(gradient))
-                buffer.lerp_(gradient, 1 - group["momentum"])
-                updates.append(gradient.lerp(buffer, group["momentum"]))
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+                updates.append(gradient.lerp(state["momentum_buffer"], group["momentum"]))
             length = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
             for parameter, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=length)

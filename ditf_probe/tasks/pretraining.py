@@ -3,6 +3,7 @@
 import time
 from copy import deepcopy
 from datetime import date
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ditf_probe.backbones.spec import Architecture, tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.data.images import ImagePoolsModule
 from ditf_probe.errors import InputError
 from ditf_probe.tasks.flow import (
     as_signal,
@@ -24,6 +26,7 @@ from ditf_probe.tasks.flow import (
     sample_timesteps,
 )
 from ditf_probe.tasks.optimiser import MuonAdamW, is_hidden_matrix
+from ditf_probe.tasks.schedules import check_optimisation
 
 WEIGHTS = "ditf_tiny.safetensors"
 
@@ -55,6 +58,7 @@ class PretrainTask(LightningModule):
         ema_decay: Decay of the moving average per step, lower in the beginning.
         compile_blocks: Whether to compile the blocks; pays off after a few minutes.
         sample_steps: Euler steps of the sample images, which are logged with every validation; 0 for none.
+        init_from: Weights file that the training starts from, none by default; the images that it has seen are counted.
         run_dir: Folder of the run.
 
     Raises:
@@ -86,57 +90,87 @@ class PretrainTask(LightningModule):
         ema_decay: float = 0.999,
         compile_blocks: bool = False,
         sample_steps: int = 20,
+        init_from: str | None = None,
         run_dir: str = "runs/pretrain",
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.save_hyperparameters()
+        # Not save_hyperparameters: the command line would let a checkpoint's settings win over its arguments.
+        self.settings: dict[str, Any] = settings
+        check_optimisation(learning_rate, weight_decay, warmup_steps)
+        if decay_steps < 1:
+            raise InputError("decay_steps", decay_steps, "give a number of steps, 1 or more")
+        if not 0 <= label_dropout <= 1:
+            raise InputError("label_dropout", label_dropout, "use a probability")
+        if not 0 <= ema_decay < 1:
+            raise InputError("ema_decay", ema_decay, "use a number from 0 to less than 1")
+        if not isfinite(level_mean):
+            raise InputError("level_mean", level_mean, "use a finite number")
+        if not 0 <= level_std < inf:
+            raise InputError("level_std", level_std, "use a number, 0 or more")
         all_tokens = (image_size // patch) ** 2
         self.stages = sorted((kept_tokens or {0: all_tokens}).items())
         if self.stages[0][0] != 0 or not all(0 < count <= all_tokens for _, count in self.stages):
             raise InputError("kept_tokens", kept_tokens, f"start at step 0 and keep 1 to {all_tokens} tokens")
-        if not 0 <= label_dropout <= 1:
-            raise InputError("label_dropout", label_dropout, "use a probability")
         self.all_tokens = all_tokens
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.images_seen: Tensor
         self.started = time.perf_counter()
+        self.validated_step = 0
 
     def configure_model(self) -> None:
         """Builds the denoiser for the classes of the data module."""
         if hasattr(self, "denoiser"):
             return
-        h = self.hparams
-        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        h = self.settings
+        data: object = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImagePoolsModule):
+            raise InputError("data", type(data).__name__, "use ditf_probe.data.images.ImagePoolsModule")
         size = {k: h[k] for k in ("width", "head_dim", "blocks", "double_blocks", "image_size", "patch")}
-        self.denoiser = TinyDenoiser(tiny_spec(h["architecture"], names, **size))
+        self.denoiser = TinyDenoiser(tiny_spec(h["architecture"], data.class_names, **size))
         self.denoiser.zero_initialise()
+        if h["init_from"] is not None:
+            self._start_from(TinyDenoiser.load(h["init_from"]))
         self.ema = deepcopy(self.denoiser).eval().requires_grad_(False)
         if h["compile_blocks"]:
             transformer = self.denoiser.transformer
             for block in (*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())):
                 block.compile()
 
-    def on_fit_start(self) -> None:
-        """Gives every rank noise of its own, and a resumed run other noise than its beginning."""
-        torch.manual_seed(torch.initial_seed() + 1000 * self.trainer.global_step + self.global_rank)
+    def _start_from(self, trained: TinyDenoiser) -> None:
+        new, old = self.denoiser.spec, trained.spec
+        for part in ("architecture", "config", "class_names", "image_size", "patch"):
+            if getattr(new, part) != getattr(old, part):
+                remedy = f"it has another {part} than this training; use the sizes and the data of those weights"
+                raise InputError("init_from", self.settings["init_from"], remedy)
+        self.denoiser.load_state_dict(trained.state_dict())
+        self.images_seen.fill_(int(old.training.get("images_seen", 0)))
+
+    def on_train_start(self) -> None:
+        """Gives every rank noise of its own, and a resumed run other noise than its beginning.
+
+        Not earlier: the global step of a checkpoint is only known once the training begins.
+        """
+        torch.manual_seed(torch.initial_seed() + 1000 * self.global_step + self.global_rank)
+        self.started = time.perf_counter()
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW in one, with warm-up and linear decay."""
         groups: dict[bool, list[Any]] = {True: [], False: []}
         for name, parameter in self.denoiser.named_parameters():
-            groups[bool(self.hparams["muon"]) and is_hidden_matrix(name, parameter)].append(parameter)
+            groups[bool(self.settings["muon"]) and is_hidden_matrix(name, parameter)].append(parameter)
         optimiser = MuonAdamW(
             [{"params": parameters, "muon": kind} for kind, parameters in groups.items()],
-            lr=self.hparams["learning_rate"],
-            weight_decay=self.hparams["weight_decay"],
+            lr=self.settings["learning_rate"],
+            weight_decay=self.settings["weight_decay"],
         )
         schedule = LambdaLR(optimiser, self.rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, relative to the highest."""
-        warm = (step + 1) / self.hparams["warmup_steps"] if self.hparams["warmup_steps"] else 1.0
-        left = (self.hparams["total_steps"] - step) / self.hparams["decay_steps"]
+        warm = (step + 1) / self.settings["warmup_steps"] if self.settings["warmup_steps"] else 1.0
+        left = (self.settings["total_steps"] - step) / self.settings["decay_steps"]
         return float(max(0.0, min(1.0, warm, left)))
 
     def kept(self, step: int) -> int:
@@ -147,8 +181,8 @@ class PretrainTask(LightningModule):
         """One batch of uint8 images `(B, 3, H, W)` with labels `(B,)`."""
         images, labels = batch
         clean = as_signal(images)
-        timestep = sample_timesteps(len(clean), self.hparams["level_mean"], self.hparams["level_std"], self.device)
-        labels = drop_labels(labels, self.denoiser.null_label, self.hparams["label_dropout"])
+        timestep = sample_timesteps(len(clean), self.settings["level_mean"], self.settings["level_std"], self.device)
+        labels = drop_labels(labels, self.denoiser.null_label, self.settings["label_dropout"])
         count = self.kept(self.global_step)
         keep = None
         if count < self.all_tokens:
@@ -161,7 +195,7 @@ class PretrainTask(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Updates the weights and then their average, before any callback saves them."""
         super().optimizer_step(*args, **kwargs)
-        decay = min(self.hparams["ema_decay"], (1 + self.global_step) / (10 + self.global_step))
+        decay = min(self.settings["ema_decay"], (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()), 1 - decay)
 
@@ -184,8 +218,14 @@ class PretrainTask(LightningModule):
         self.log("val/loss", loss, batch_size=len(clean), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs sample images, one column per class of the first 16."""
-        steps = self.hparams["sample_steps"]
+        """Remembers whose loss it was, logs sample images, and leaves all that out of the speed."""
+        self.validated_step = self.global_step
+        self._log_samples()
+        self.started = time.perf_counter()
+
+    def _log_samples(self) -> None:
+        """One image per class of the first 16."""
+        steps = self.settings["sample_steps"]
         if not steps or not isinstance(self.logger, TensorBoardLogger) or not self.trainer.is_global_zero:
             return
         labels = torch.arange(16, device=self.device) % self.ema.spec.num_classes
@@ -193,20 +233,20 @@ class PretrainTask(LightningModule):
         noise = torch.randn((16, 3, size, size), generator=torch.Generator().manual_seed(0)).to(self.device)
         sheet = image_sheet(sample_images(self.ema, labels, noise, steps), columns=8)
         self.logger.experiment.add_image("samples", sheet, self.global_step)
-        self.started = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the averaged weights beside the checkpoint."""
         if self.trainer.is_global_zero:
-            Path(self.hparams["run_dir"]).mkdir(parents=True, exist_ok=True)
-            self.ema.save(Path(self.hparams["run_dir"]) / WEIGHTS, self.facts())
+            self.ema.save(Path(self.settings["run_dir"]) / WEIGHTS, self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """What the weights file tells about the training so far."""
+        """What the weights file tells about the training so far; no validation loss before the first validation."""
+        loss = self.trainer.callback_metrics.get("val/loss")
         return {
             "date": date.today().isoformat(),
             "images_seen": int(self.images_seen),
             "steps": self.global_step,
-            "validation_loss": float(self.trainer.callback_metrics.get("val/loss", torch.nan)),
-            "hparams": {key: value for key, value in self.hparams.items() if key != "run_dir"},
+            "validation_loss": None if loss is None or not loss.isfinite() else float(loss),
+            "validation_step": None if loss is None else self.validated_step,
+            "hparams": {k: v for k, v in self.settings.items() if k != "run_dir"},
         }
