@@ -22,8 +22,12 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=found).item()  # read back, because the device "meta" holds no values
+    except (
+        RuntimeError,  # no such name, no driver, no such index, or no kernels for it in this torch
+        AssertionError,  # torch was compiled without this backend
+        ImportError,  # the backend lives in a package that is not installed
+    ) as error:
         raise InputError("device", str(device), "this machine does not have it, use auto or cpu") from error
     return found
 

@@ -73,7 +73,7 @@ class Backbone(nn.Module, ABC):
         num_blocks: Number of blocks; block indices are flat, from 0.
         channels: Width of the residual stream.
         stride: Pixels of the prepared image per token side.
-        num_timesteps: Timesteps run from 0 (clean) to this number.
+        num_timesteps: The last timestep; they run from 0 (clean) to this number.
     """
 
     name: str

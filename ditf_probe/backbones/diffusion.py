@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -21,9 +21,9 @@ from ditf_probe.backbones.checks import (
 from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import module_sha256, plain
 from ditf_probe.backbones.latents import Encoded, LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise
-from ditf_probe.backbones.taps import BlockTap, containers, recording, tap_block
+from ditf_probe.backbones.taps import BlockTap, containers, find_block, recording, tap_block
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 Condition = Tensor | PromptEmbeddings
 
@@ -71,8 +71,7 @@ class DiffusionBackbone(Backbone):
         if class_embedding is not None:
             check_embedding(class_embedding, self.family, self.transformer.config)
         self.noising: Noising = noising or self.family.noising
-        if self.noising not in get_args(Noising):
-            raise InputError("noising", noising, f"use one of {', '.join(get_args(Noising))}")
+        check_choice("noising", self.noising, Noising)
         if max_batch < 1:
             raise InputError("max_batch", max_batch, "use at least 1")
         self.scheduler = (scheduler or DDPMScheduler()) if self.noising == "ddpm" else None
@@ -84,18 +83,16 @@ class DiffusionBackbone(Backbone):
         self.stride = self.patch * self.latents.stride
         self.channels = int(config.num_attention_heads * config.attention_head_dim)
         self.num_blocks = sum(len(blocks) for _, blocks in containers(transformer, self.family))
-        self.num_timesteps = self.scheduler.config.num_train_timesteps if self.scheduler is not None else 1000
+        if self.scheduler is not None:  # a schedule counts its noised steps from 0
+            self.num_timesteps = self.scheduler.config.num_train_timesteps - 1
         self._weights_sha256 = weights_sha256
         self.requires_grad_(False).eval()
 
     def taps(self, block: int) -> tuple[Tap, ...]:
         """The taps that a block has."""
         (index,) = check_blocks([block], self.num_blocks)
-        for group, blocks in containers(self.transformer, self.family):
-            if index < len(blocks):
-                return ("attention", "mlp") if group.mlp is not None else ("attention",)
-            index -= len(blocks)
-        raise AssertionError
+        group, _, _ = find_block(self.transformer, self.family, index)
+        return ("attention", "mlp") if group.mlp is not None else ("attention",)
 
     @torch.no_grad()
     def forward(
@@ -112,12 +109,10 @@ class DiffusionBackbone(Backbone):
     ) -> dict[int, TappedBlock]:
         """Runs the frozen model as far as the last requested block; see `Backbone.forward`."""
         check_images(images, self.stride)
-        # DDPM schedules count the noised steps from 0, so their last one is one less.
-        check_timestep(timestep, self.num_timesteps - (self.noising == "ddpm"))
+        check_timestep(timestep, self.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
-        if tap not in get_args(Tap):
-            raise InputError("tap", tap, "use attention or mlp")
+        check_choice("tap", tap, Tap)
         taps = [tap_block(self.transformer, self.family, i, tap) for i in check_blocks(blocks, self.num_blocks)]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))

@@ -203,16 +203,19 @@ def call_flux(inputs: ModelInputs) -> dict[str, Any]:
     }
 
 
+def adaln_zero_blocks(mlp_norm: str) -> BlockGroup:
+    """Blocks whose first AdaLN computes the six chunks of both; `mlp_norm` is the path of the norm of the second."""
+    return BlockGroup(
+        "transformer_blocks",
+        Modulation("norm1.linear"),
+        attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2),
+        mlp=SubLayer(mlp_norm, norm=mlp_norm, shift=3, scale=4, gate=5),
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
-        groups=(
-            BlockGroup(
-                "transformer_blocks",
-                Modulation("norm1.linear"),
-                attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2),
-                mlp=SubLayer("norm3", norm="norm3", shift=3, scale=4, gate=5),
-            ),
-        ),
+        groups=(adaln_zero_blocks("norm3"),),
         call=call_dit,
         patch=spatial_patch,
         noising="ddpm",
@@ -221,12 +224,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "FluxTransformer2DModel": Family(
         groups=(
-            BlockGroup(
-                "transformer_blocks",
-                Modulation("norm1.linear"),
-                attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2),
-                mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5),
-            ),
+            adaln_zero_blocks("norm2"),
             BlockGroup(
                 "single_transformer_blocks",
                 Modulation("norm.linear"),

@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 Posterior = Literal["mode", "sample"]
 _POSTERIOR_NOISE = -1  # in place of a timestep: the noise of the autoencoder's posterior does not depend on one
@@ -91,8 +91,7 @@ class LatentSpace(nn.Module):
 
     def __init__(self, vae: nn.Module | None = None, posterior: Posterior = "mode") -> None:
         super().__init__()
-        if posterior not in get_args(Posterior):
-            raise InputError("posterior", posterior, "use mode or sample")
+        check_choice("posterior", posterior, Posterior)
         self.vae = vae
         self.posterior = posterior
         self.stride, self.channels = 1, 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ditf_probe.backbones.base import Norm, Tap, TappedBlock
-from ditf_probe.backbones.families import BlockGroup, Call, Family, SubLayer
+from ditf_probe.backbones.families import BlockGroup, Call, Family, SubLayer, TokenOrder
 from ditf_probe.errors import InputError
 
 Key = tuple[int, str]
@@ -138,6 +138,22 @@ def containers(transformer: nn.Module, family: Family) -> list[tuple[BlockGroup,
     return found
 
 
+def find_block(transformer: nn.Module, family: Family, index: int) -> tuple[BlockGroup, int, nn.Module]:
+    """The kind of a block, its number among the blocks of that kind, and the block itself.
+
+    Args:
+        transformer: The model.
+        family: Its entry.
+        index: Flat block index, from 0.
+    """
+    position = index
+    for group, blocks in containers(transformer, family):
+        if position < len(blocks):
+            return group, position, blocks[position]
+        position -= len(blocks)
+    raise IndexError(f"the transformer has no block {index}")
+
+
 def tap_block(transformer: nn.Module, family: Family, index: int, tap: Tap) -> BlockTap:
     """Finds the tap of a block.
 
@@ -150,21 +166,16 @@ def tap_block(transformer: nn.Module, family: Family, index: int, tap: Tap) -> B
     Raises:
         InputError: The block has no second AdaLN.
     """
-    position = index
-    for group, blocks in containers(transformer, family):
-        if position < len(blocks):
-            layer = group.attention if tap == "attention" else group.mlp
-            if layer is None:
-                name = f"{group.container}[{position}]"
-                raise InputError("tap", tap, f"block {index} ({name}) has one AdaLN only, use tap attention")
-            block = blocks[position]
-            start = transformer if group.modulation.shared else block
-            return BlockTap(index, group, layer, block, start.get_submodule(group.modulation.module))
-        position -= len(blocks)
-    raise IndexError(index)
+    group, position, block = find_block(transformer, family, index)
+    layer = group.attention if tap == "attention" else group.mlp
+    if layer is None:
+        name = f"{group.container}[{position}]"
+        raise InputError("tap", tap, f"block {index} ({name}) has one AdaLN only, use tap attention")
+    start = transformer if group.modulation.shared else block
+    return BlockTap(index, group, layer, block, start.get_submodule(group.modulation.module))
 
 
-def image_tokens(stream: Tensor, count: int, order: str) -> Tensor:
+def image_tokens(stream: Tensor, count: int, order: TokenOrder) -> Tensor:
     """The image tokens of a stream `(B, tokens, C)`."""
     if stream.ndim != 3 or stream.shape[1] < count or (order == "image_only" and stream.shape[1] != count):
         raise RuntimeError(f"the stream has shape {tuple(stream.shape)} where {count} image tokens are due")

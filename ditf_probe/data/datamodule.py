@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ditf_probe.data.pairs import Pair, PairDataset
 from ditf_probe.errors import InputError
 
-PairLoader = DataLoader[list[Pair]]
+PairLoader = DataLoader[Pair]  # torch types a loader by the elements of its data set; batches are lists of them
 _Batch = TypeVar("_Batch")
 
 
@@ -96,7 +96,7 @@ class PairDataModule(L.LightningDataModule):
         sampler: DistributedSampler[Pair] = DistributedSampler(dataset, *self._ranks(), shuffle=shuffle, seed=self.seed)
         as_list: Callable[[list[Pair]], list[Pair]] = list
         return DataLoader(
-            dataset,  # type: ignore[arg-type]  # collation turns pairs into lists of pairs
+            dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=as_list,

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ditf_probe.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,6 @@ class PairDataset(Dataset[Pair], ABC):
     Attributes:
         name: Key of the data set in results.
         unit: What the sampling units are, in words ("instance pair", "photo", "set").
-        keypoint_names: Names of the keypoints per category, where the data set has them.
         threshold: What PCK thresholds are relative to: "bbox", "keypoints" or "image".
     """
 
@@ -113,6 +113,12 @@ def threshold_base(pair: Pair, kind: str) -> float:
     raise ValueError(f"`kind` must be one of ('bbox', 'keypoints', 'image') but got {kind!r}")
 
 
-def pair_tensor(points: list[tuple[float, float]]) -> Tensor:
-    """Coordinates as `(K, 2)` float32, whatever the number of points."""
-    return torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
+def check_range(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuses an argument of a data set that is out of range.
+
+    Raises:
+        InputError: If `value` is less than `least` or more than `most`.
+    """
+    if value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(name, value, f"use a whole number {limits}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditf_probe.data.corners import spread_corners
-from ditf_probe.data.pairs import Pair, PairDataset, Side
+from ditf_probe.data.pairs import Pair, PairDataset, Side, check_range
 from ditf_probe.data.photos import builtin_file, read_photo
 from ditf_probe.errors import InputError
 
@@ -45,13 +45,13 @@ class StereoMotorcycle(PairDataset):
     threshold = "image"
 
     def __init__(self, num_pairs: int = 30, num_keypoints: int = 16, window: int | None = 256, seed: int = 0) -> None:
-        _check_range("num_pairs", num_pairs, 0, None)
-        _check_range("num_keypoints", num_keypoints, 4, None)
-        _check_range("seed", seed, 0, None)
+        check_range("num_pairs", num_pairs, 0)
+        check_range("num_keypoints", num_keypoints, 4)
+        check_range("seed", seed, 0)
         if window is None and num_pairs > 1:
             raise InputError("num_pairs", num_pairs, "there is one pair of whole pictures; use 1 or set `window`")
         if window is not None:
-            _check_range("window", window, 64, 400)
+            check_range("window", window, 64, 400)
         self.num_pairs, self.num_keypoints, self.window, self.seed = num_pairs, num_keypoints, window, seed
         self._pairs: dict[int, Pair] = {}
         builtin_file("motorcycle_disp.npz")
@@ -199,9 +199,3 @@ def _side(image_id: str, window: _Window, points: NDArray[np.floating | np.integ
     keypoints = torch.from_numpy(points).float()
     box = torch.tensor([0.0, 0.0, window.width - 1.0, window.height - 1.0])
     return Side(image_id, (window.height, window.width), keypoints, torch.ones(len(points), dtype=torch.bool), box)
-
-
-def _check_range(name: str, value: int, least: int, most: int | None) -> None:
-    if value < least or (most is not None and value > most):
-        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(name, value, f"use a whole number {limits}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditf_probe.data.pairs import Pair, PairDataset, Side
+from ditf_probe.data.pairs import Pair, PairDataset, Side, check_range
 from ditf_probe.data.photos import builtin_photos, list_photos
 from ditf_probe.data.views import Photo, Views, change_colours, draw_views, load_photo
 from ditf_probe.data.warps import pixel_grid
@@ -62,10 +62,10 @@ class WarpedPhotos(PairDataset):
         split: Literal["all", "train", "val", "test"] = "all",
         strength: float = 1.0,
     ) -> None:
-        _check_range("num_pairs", num_pairs, 0)
-        _check_range("image_size", image_size, 32)
-        _check_range("num_keypoints", num_keypoints, _FEWEST_KEYPOINTS)
-        _check_range("seed", seed, 0)
+        check_range("num_pairs", num_pairs, 0)
+        check_range("image_size", image_size, 32)
+        check_range("num_keypoints", num_keypoints, _FEWEST_KEYPOINTS)
+        check_range("seed", seed, 0)
         if not 0 < strength <= 1.5:
             raise InputError("strength", strength, "use a number above 0 and at most 1.5")
         if split not in _PARTS:
@@ -145,8 +145,3 @@ class WarpedPhotos(PairDataset):
             self.strength,
         )
         return f"warped/{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}/{index:06d}/{side}"
-
-
-def _check_range(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(name, value, f"use a whole number of at least {least}")

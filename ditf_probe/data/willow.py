@@ -111,10 +111,8 @@ def _read_set(folder: Path) -> list[_Photo]:
     expected = len(photos[0].side.keypoints)
     for photo in photos:
         if len(photo.side.keypoints) != expected:
-            found = len(photo.side.keypoints)
-            raise InputError(
-                "root", str(photo.file.with_suffix(".mat")), f"has {found} keypoints where its set has {expected}"
-            )
+            counts = f"has {len(photo.side.keypoints)} keypoints where its set has {expected}"
+            raise InputError("root", str(photo.file.with_suffix(".mat")), f"{counts}; restore the file")
     return photos
 
 
@@ -127,9 +125,8 @@ def _read_side(file: Path) -> Side:
         raise InputError("root", str(file.with_suffix(".mat")), "no keypoints in it; restore the file")
     for x, y in keypoints[visible].tolist():
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-            raise InputError(
-                "root", str(file.with_suffix(".mat")), f"keypoint ({x:g}, {y:g}) outside the {width}x{height} photo"
-            )
+            place = f"keypoint ({x:g}, {y:g}) outside the {width}x{height} photo"
+            raise InputError("root", str(file.with_suffix(".mat")), f"{place}; restore the file and its photo")
     low, high = keypoints[visible].amin(0), keypoints[visible].amax(0)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     points = torch.where(visible[:, None], keypoints, 0.0)

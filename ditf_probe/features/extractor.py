@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
 from ditf_probe.backbones.checks import check_timestep
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
 from ditf_probe.features.settings import (
     Discard,
@@ -16,7 +16,6 @@ from ditf_probe.features.settings import (
     PositionDebias,
     SizeRule,
     check_channels,
-    check_choice,
     check_multiple,
     check_tap,
 )
@@ -78,6 +77,8 @@ class FeatureExtractor:
         check_timestep(timestep, backbone.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
+        if not massive_ratio > 0:
+            raise InputError("massive_ratio", massive_ratio, "use a positive number, such as 100")
         self.backbone = backbone
         self.blocks = check_tap(backbone, blocks, tap)
         self.timestep, self.tap = timestep, tap

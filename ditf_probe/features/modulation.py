@@ -1,13 +1,13 @@
 """The pure steps between a raw residual stream and a DiTF feature. All compute in float32 or better."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 NormKind = Literal["layer_norm", "rms_norm"]
 
@@ -35,8 +35,7 @@ def modulate(
     Raises:
         InputError: Unknown norm, or a stream without the three axes.
     """
-    if norm not in get_args(NormKind):
-        raise InputError("norm", norm, f"use one of {', '.join(get_args(NormKind))}")
+    check_choice("norm", norm, NormKind)
     if hidden_states.ndim != 3:
         raise InputError("hidden_states", tuple(hidden_states.shape), "give tokens as (B, N, C)")
     x = _at_least_float32(hidden_states)
@@ -80,8 +79,11 @@ def find_massive_channels(hidden_states: Tensor, ratio: float = 100.0) -> list[i
         Indices in ascending order; empty where there is none, never a "top k".
 
     Raises:
-        InputError: No tokens, or values that are not finite (float16 saturates on massive channels).
+        InputError: No tokens, values that are not finite (float16 saturates on massive channels), or a ratio that is
+            not positive.
     """
+    if not ratio > 0:
+        raise InputError("ratio", ratio, "use a positive number, such as 100")
     magnitude = _at_least_float32(hidden_states).abs()
     if not magnitude.numel() or not bool(magnitude.isfinite().all()):
         raise InputError("hidden_states", tuple(hidden_states.shape), "needs at least one token, all values finite")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
@@ -51,17 +51,6 @@ class FeatureSettings:
     multiple: int | None = None
     filter: Filter = "bicubic"
     position_debias: PositionDebias = "none"
-
-
-def check_choice(argument: str, value: object, choices: object) -> None:
-    """Refuses a value that is not among the choices of a Literal.
-
-    Raises:
-        InputError: It is not.
-    """
-    names = get_args(choices)
-    if value not in names:
-        raise InputError(argument, value, f"use one of {', '.join(names)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Animals seen from the side, facing positive x of the drawing: fish, bird, quadruped."""
 
-from ditf_probe.data.drawing.dice import Dice, darker, hsv, lighter
+from ditf_probe.data.drawing.dice import BLACK, WHITE, Dice, darker, hsv, lighter
 from ditf_probe.data.drawing.sketch import Colour, Sketch, ellipse, polygon, ribbon, smooth
 from ditf_probe.data.drawing.textures import texture
 
@@ -14,13 +14,10 @@ QUADRUPED = (
     "snout", "eye",
 )  # fmt: skip
 
-_WHITE: Colour = (245, 245, 240)
-_BLACK: Colour = (20, 18, 24)
-
 
 def _eye(s: Sketch, x: float, y: float, r: float) -> None:
-    s.add(ellipse(x, y, r, r, corners=12), _WHITE)
-    s.add(ellipse(x + r * 0.15, y, r * 0.58, r * 0.58, corners=8), _BLACK)
+    s.add(ellipse(x, y, r, r, corners=12), WHITE)
+    s.add(ellipse(x + r * 0.15, y, r * 0.58, r * 0.58, corners=8), BLACK)
     s.mark("eye", x, y)
 
 
@@ -145,6 +142,6 @@ def _muzzle(s: Sketch, dice: Dice, x: float, y: float, coat: Colour) -> None:
         (x + length * 0.75, y + droop + 0.14), (x, y + high),
     )  # fmt: skip
     s.add(head, coat, contour=True)
-    s.add(ellipse(x + length * 0.93, y + droop - 0.01, 0.09, 0.09, corners=8), _BLACK)
+    s.add(ellipse(x + length * 0.93, y + droop - 0.01, 0.09, 0.09, corners=8), BLACK)
     s.mark("snout", x + length * 0.93, y + droop)
     _eye(s, x + 0.07, y - high * 0.3, dice.between(0.075, 0.1))

@@ -8,6 +8,9 @@ import numpy as np
 
 from ditf_probe.data.drawing.sketch import Colour, Points
 
+WHITE: Colour = (245, 245, 240)
+BLACK: Colour = (20, 18, 24)
+
 T = TypeVar("T")
 _BLOCK = 256
 
@@ -56,14 +59,14 @@ class Dice:
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
     """Colour from hue (turns), saturation and value in [0, 1]."""
-    r, g, b = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
-    return int(r * 255), int(g * 255), int(b * 255)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`a` with a share in [0, 1] of `b`."""
-    r, g, l = (int(p + (q - p) * share) for p, q in zip(a, b, strict=True))  # noqa: E741
-    return r, g, l
+    red, green, blue = (int(p + (q - p) * share) for p, q in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def darker(colour: Colour, share: float = 0.35) -> Colour:

@@ -5,7 +5,7 @@ The object faces the viewer, so its own left lies at positive x of the drawing.
 
 import math
 
-from ditf_probe.data.drawing.dice import Dice, darker, hsv, lighter, mix
+from ditf_probe.data.drawing.dice import BLACK, WHITE, Dice, darker, hsv, lighter, mix
 from ditf_probe.data.drawing.sketch import Colour, Sketch, box, ellipse, polygon, ribbon, smooth
 from ditf_probe.data.drawing.textures import texture
 
@@ -23,8 +23,6 @@ FLOWER = (
 )  # fmt: skip
 
 _SIDES = (("left", 1.0), ("right", -1.0))
-_WHITE: Colour = (245, 245, 240)
-_BLACK: Colour = (20, 18, 24)
 
 
 def draw_face(dice: Dice) -> Sketch:
@@ -74,9 +72,9 @@ def _features(s: Sketch, dice: Dice, w: float, yaw: float, brow: Colour, skin: C
         x = sign * gap + yaw
         over = y - size - 0.12
         s.add(ribbon([(x - 0.2, over + sign * tilt), (x + 0.2, over - sign * tilt)], [0.09, 0.09]), brow)
-        s.add(ellipse(x, y, size * 1.15, size), _WHITE, contour=True)
+        s.add(ellipse(x, y, size * 1.15, size), WHITE, contour=True)
         s.add(ellipse(x + yaw * 0.2, y, size * 0.68, size * 0.68, corners=12), iris)
-        s.add(ellipse(x + yaw * 0.2, y, size * 0.38, size * 0.38, corners=8), _BLACK)
+        s.add(ellipse(x + yaw * 0.2, y, size * 0.38, size * 0.38, corners=8), BLACK)
         s.mark(f"{side} eye", x, y)
     nose, wide = y + dice.between(0.36, 0.48), dice.between(0.1, 0.17)
     nx = yaw * 1.5
@@ -89,7 +87,7 @@ def _features(s: Sketch, dice: Dice, w: float, yaw: float, brow: Colour, skin: C
     s.add(smooth((yaw + mw, ends), (yaw, my + smile + 0.1), (yaw - mw, ends), (yaw, my + smile - 0.06)), lips)
     if dice.chance(0.5):
         bite = [(yaw + mw * 0.7, my), (yaw, my + smile + 0.02), (yaw - mw * 0.7, my)]
-        s.add(ribbon(bite, [0.03, 0.07, 0.03]), _WHITE)
+        s.add(ribbon(bite, [0.03, 0.07, 0.03]), WHITE)
     s.mark("left mouth corner", yaw + mw, ends)
     s.mark("right mouth corner", yaw - mw, ends)
 
@@ -117,7 +115,7 @@ def draw_house(dice: Dice) -> Sketch:
         s.mark(f"{side} eave", sign * (w + over), top + 0.04)
     s.mark("gable top", 0, peak)
     glass = hsv(dice.between(0.1, 0.65), dice.between(0.15, 0.6), dice.between(0.75, 1.0))
-    frame = _WHITE if dice.chance(0.6) else darker(roof, 0.4)
+    frame = WHITE if dice.chance(0.6) else darker(roof, 0.4)
     shift = dice.between(-0.08, 0.08)
     ww, wh = dice.between(0.16, 0.21) * min(1.0, w / 0.8), dice.between(0.15, 0.22)
     wx, wy = w * 0.6, (top + base) / 2 + dice.between(-0.16, -0.02)
