@@ -84,7 +84,8 @@ def check_embedding(embedding: nn.Embedding, family: Family, config: Any) -> Non
     Raises:
         InputError: It has another one, or the model takes no prompts.
     """
-    widths = {config[key] for key in (family.text_width, family.pooled_width) if key is not None}
+    shape = None if family.text is None else family.text(config)
+    widths = set() if shape is None else {width for width in (shape.width, shape.pooled) if width is not None}
     if widths != {embedding.embedding_dim}:
         remedy = f"the transformer takes vectors of width {sorted(widths)}" if widths else "it embeds labels itself"
         raise InputError("class_embedding", f"width {embedding.embedding_dim}", remedy)

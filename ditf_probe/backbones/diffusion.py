@@ -33,7 +33,7 @@ class DiffusionBackbone(Backbone):
 
     Args:
         transformer: A diffusers model of a class in `FAMILIES`. Set to eval mode and frozen.
-        vae: Its autoencoder (the AutoencoderKL kind), or None for a model of RGB pixels in [-1, 1].
+        vae: Its autoencoder, of a class in `AUTOENCODERS`, or None for a model of RGB pixels in [-1, 1].
         name: Short name for tables; the class name by default.
         scheduler: diffusers scheduler whose `add_noise` noises for "ddpm"; by default the one of DiT (linear betas
             from 0.0001 to 0.02 over 1000 steps). Flow noising needs none.
@@ -81,7 +81,7 @@ class DiffusionBackbone(Backbone):
         self.name = name or type(transformer).__name__
         self.patch = self.family.patch(config, self.latents.channels)
         self.stride = self.patch * self.latents.stride
-        self.channels = int(config.num_attention_heads * config.attention_head_dim)
+        self.channels = self.family.width(config)
         self.num_blocks = sum(len(blocks) for _, blocks in containers(transformer, self.family))
         if self.scheduler is not None:  # a schedule counts its noised steps from 0
             self.num_timesteps = self.scheduler.config.num_train_timesteps - 1
@@ -127,16 +127,14 @@ class DiffusionBackbone(Backbone):
 
     def _condition(self, conditions: Any, count: int) -> Condition:
         config = self.transformer.config
-        if self.family.condition == "class":
+        if self.family.text is None:
             return class_labels(conditions, count, config.num_embeds_ada_norm).to(self.device)
         if self.class_embedding is not None:
             null = self.class_embedding.num_embeddings - 1
             vectors = self.class_embedding(class_labels(conditions, count, null).to(self.device))
             vectors = vectors.to(self.transformer.dtype)
             return PromptEmbeddings(vectors[:, None], vectors)
-        assert self.family.text_width is not None
-        pooled = None if self.family.pooled_width is None else config[self.family.pooled_width]
-        prompts = prompt_embeddings(conditions, count, config[self.family.text_width], pooled)
+        prompts = prompt_embeddings(conditions, count, self.family.text(config))
         return prompts.to(self.device, self.transformer.dtype)
 
     def _ensemble(
@@ -166,6 +164,8 @@ class DiffusionBackbone(Backbone):
             grid=grid,
             patch=self.patch,
             guidance=self.guidance,
+            size=(grid[0] * self.stride, grid[1] * self.stride),
+            config=self.transformer.config,
         )
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
@@ -222,7 +222,7 @@ class DiffusionBackbone(Backbone):
 
     @property
     def _takes_labels(self) -> bool:
-        return self.family.condition == "class" or self.class_embedding is not None
+        return self.family.text is None or self.class_embedding is not None
 
     @cached_property
     def weights_sha256(self) -> str:
