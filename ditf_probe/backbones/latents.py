@@ -79,7 +79,7 @@ class LatentSpace(nn.Module):
     """Encodes images into the space in which a transformer denoises.
 
     Args:
-        vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (the image itself in [-1, 1]).
+        vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (images in [-1, 1]).
         posterior: "mode", or "sample" for one sample of the posterior per draw (what training and the reference do).
 
     Attributes:

@@ -147,7 +147,7 @@ def test_features_are_what_enters_the_next_sublayer(name: str, tap: str, backbon
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_moving_one_patch_moves_one_token(name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first AdaLN no image token has seen another one yet. The autoencoder sees further, so latents are changed."""
+    """At the first AdaLN no token has seen another one. An autoencoder sees further, so it is latents that change."""
     images = pictures(backbone)
     encode, moved = backbone.latents.encode, []
 
