@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ditf_probe.backbones.base import ModulationCondition
 from ditf_probe.backbones.families import FAMILIES, Family
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 
 def check_images(images: Tensor, stride: int) -> None:
@@ -49,6 +50,33 @@ def check_timestep(timestep: int, last: int) -> None:
     """
     if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep <= last:
         raise InputError("timestep", timestep, f"use a whole number from 0 to {last}")
+
+
+def check_timesteps(timestep: Any, last: int) -> tuple[int, ...]:
+    """One timestep, or several different ones.
+
+    Raises:
+        InputError: There is none, one is out of range, or one comes twice.
+    """
+    several = isinstance(timestep, Sequence) and not isinstance(timestep, str)
+    values: tuple[Any, ...] = tuple(timestep) if several else (timestep,)
+    for value in values:
+        check_timestep(value, last)
+    if not values or len(set(values)) < len(values):
+        raise InputError("timestep", list(values), "give at least one timestep, each once")
+    return values
+
+
+def check_condition(condition: str, known: Sequence[str], backbone: str) -> None:
+    """A modulation can only be computed from what enters it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    check_choice("modulation_condition", condition, ModulationCondition)
+    if condition not in known:
+        remedy = f"the modulation of {backbone} can be computed from {', '.join(known)}"
+        raise InputError("modulation_condition", condition, remedy)
 
 
 def check_ids(image_ids: Sequence[str], count: int) -> list[str]:

@@ -58,7 +58,8 @@ class FeatureBank:
         backbone = self.extractor.backbone
         tokens = sum(height * width // backbone.stride**2 for height, width in canvases)
         modulation = 3 * len(canvases) * torch.float32.itemsize
-        return (tokens * self.dtype.itemsize + modulation) * backbone.channels * len(self.extractor.blocks)
+        layers = len(self.extractor.blocks) * len(self.extractor.timesteps)
+        return (tokens * self.dtype.itemsize + modulation) * backbone.channels * layers
 
     def fill(
         self,

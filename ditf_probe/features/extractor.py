@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
-from ditf_probe.backbones.checks import check_timestep
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
 from ditf_probe.features.settings import (
@@ -28,8 +28,8 @@ class FeatureExtractor:
     Args:
         backbone: Where the residual stream comes from.
         blocks: Block indices; negative ones count from the end.
-        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`.
-        tap: "attention" (before the first AdaLN of a block) or "mlp" (before the second).
+        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`; of several, features are the mean.
+        tap: "attention" (before the first AdaLN of a block), "mlp" (before the second), or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (zero the massive channels before the norm, as the reference code does) or
             "post_adaln" (after the modulation, as the paper says).
@@ -42,6 +42,8 @@ class FeatureExtractor:
         multiple: Sides become multiples of this; the stride of the backbone by default.
         filter: PIL filter of the resize.
         position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c"), where
+            the backbone can take them apart. The pass itself always has both.
 
     Attributes:
         blocks: Block indices from 0.
@@ -56,7 +58,7 @@ class FeatureExtractor:
         backbone: Backbone,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         modulation: Modulate = "adaln",
         discard: Discard = "none",
@@ -69,19 +71,22 @@ class FeatureExtractor:
         multiple: int | None = None,
         filter: Filter = "bicubic",
         position_debias: PositionDebias = "none",
+        modulation_condition: ModulationCondition = "t+c",
     ) -> None:
         check_choice("tap", tap, Tap)
         check_choice("modulation", modulation, Modulate)
         check_choice("discard", discard, Discard)
         check_choice("position_debias", position_debias, PositionDebias)
-        check_timestep(timestep, backbone.num_timesteps)
+        check_condition(modulation_condition, backbone.modulation_conditions, backbone.name)
+        self.timesteps = check_timesteps(timestep, backbone.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
         if not massive_ratio > 0:
             raise InputError("massive_ratio", massive_ratio, "use a positive number, such as 100")
         self.backbone = backbone
         self.blocks = check_tap(backbone, blocks, tap)
-        self.timestep, self.tap = timestep, tap
+        self.timestep = timestep if isinstance(timestep, int) else list(self.timesteps)
+        self.tap, self.modulation_condition = tap, modulation_condition
         self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
         self.massive_channels = check_channels(massive_channels, backbone.channels)
         self.massive_ratio = massive_ratio
@@ -145,6 +150,7 @@ class FeatureExtractor:
             conditions=conditions,
             ensemble=self.ensemble,
             seed=self.seed,
+            **({} if self.modulation_condition == "t+c" else {"modulation_condition": self.modulation_condition}),
         )
         return tapped
 
@@ -227,6 +233,7 @@ class FeatureExtractor:
             "blocks": list(self.blocks),
             "timestep": self.timestep,
             "tap": self.tap,
+            "modulation_condition": self.modulation_condition,
             "modulation": self.modulation,
             "discard": self.discard,
             "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",

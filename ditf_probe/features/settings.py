@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
@@ -22,8 +22,8 @@ class FeatureSettings:
 
     Attributes:
         blocks: Flat block indices.
-        timestep: Noise level, 0 (clean) to 1000.
-        tap: "attention" or "mlp": before which AdaLN.
+        timestep: Noise level, 0 (clean) to 1000; of several, features are the mean.
+        tap: "attention" or "mlp": before which AdaLN; or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (reference code) or "post_adaln" (paper).
         massive_channels: "auto" (calibrated) or the indices, the same for every block.
@@ -35,10 +35,11 @@ class FeatureSettings:
         multiple: Sides become multiples of this; None is the stride of the backbone.
         filter: PIL filter of the resize.
         position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c").
     """
 
     blocks: list[int]
-    timestep: int
+    timestep: int | list[int]
     tap: Tap = "mlp"
     modulation: Modulate = "adaln"
     discard: Discard = "none"
@@ -51,6 +52,7 @@ class FeatureSettings:
     multiple: int | None = None
     filter: Filter = "bicubic"
     position_debias: PositionDebias = "none"
+    modulation_condition: ModulationCondition = "t+c"
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,15 @@ def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
     """Block indices from 0 of blocks that all have the tap.
 
     Raises:
-        InputError: One is out of range, or has one AdaLN only.
+        InputError: One is out of range, or lacks the tap.
     """
     found = check_blocks(blocks, backbone.num_blocks)
     for block in found:
         if tap not in backbone.taps(block):
-            raise InputError("tap", tap, f"block {block} of {backbone.name} has one AdaLN only, use tap attention")
+            reason = "has one AdaLN only" if tap == "mlp" else "does not have it"
+            raise InputError(
+                "tap", tap, f"block {block} of {backbone.name} {reason}, use {', '.join(backbone.taps(block))}"
+            )
     return found
 
 

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.draws import NoisyBatch
 from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 
 T = 260
@@ -168,18 +171,109 @@ def test_moving_one_patch_moves_one_token(name: str, backbone: Backbone, monkeyp
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_stream_of_an_ensemble_is_the_mean_of_its_draws(name: str, backbone: Backbone) -> None:
+def test_stream_of_an_ensemble_is_the_mean_of_its_draws(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = pictures(backbone)
     block = backbone.num_blocks - 1
     options = {"blocks": [block], "timestep": T, "tap": "attention", "image_ids": IDS}
     together = backbone(images, ensemble=3, **options)[block]
-    singles, original = [], type(backbone)._noisy
+    singles, original = [], NoisyBatch.noisy
     for draw in range(3):
-        backbone._noisy = lambda batch, image, _, draw=draw: original(backbone, batch, image, draw)
+        monkeypatch.setattr(NoisyBatch, "noisy", lambda self, image, t, _, draw=draw: original(self, image, t, draw))
         singles.append(backbone(images, **options)[block].hidden_states)
-    del backbone._noisy
     assert relative_error(together.hidden_states, torch.stack(singles).mean(0)) <= 1e-5
     assert relative_error(singles[0], singles[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
+    images = pictures(backbone)
+    block, steps = backbone.num_blocks - 1, [400, 20, T]
+    options = {"blocks": [block], "tap": "attention", "image_ids": IDS}
+    together = backbone(images, timestep=steps, ensemble=2, **options)[block]
+    alone = [backbone(images, timestep=t, ensemble=2, **options)[block] for t in steps]
+    assert together.hidden_states.shape == (2, 3, 15, backbone.channels)
+    for found, expected in (
+        (together.hidden_states, [x.hidden_states for x in alone]),
+        (together.shift, [x.shift for x in alone]),
+        (together.scale, [x.scale for x in alone]),
+    ):
+        assert (found is None) == (expected[0] is None)
+        if found is not None:
+            assert relative_error(found, torch.stack(expected, 1)) <= 1e-5
+    modulation = "adaln" if alone[0].scale is not None or alone[0].shift is not None else "layer_norm"
+    made = [
+        FeatureExtractor(backbone, blocks=[block], timestep=t, tap="attention", modulation=modulation)(images, IDS)
+        for t in ([400, 20], 400, 20)
+    ]
+    assert relative_error(made[0][block], (made[1][block] + made[2][block]) / 2) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_values_enter_the_attention_and_norms_are_those_of_the_block(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values pass through no norm and no position encoding: they are seen where torch attends."""
+    block, images = 0, pictures(backbone)
+    if "value" not in backbone.taps(block):
+        assert next(all_blocks(backbone))[0].projections is None
+        return
+    attended: list[Tensor] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended.append(value)
+        return original(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    arguments = call_arguments(backbone, images)
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        backbone.transformer(**arguments)
+    found = {
+        tap: backbone(images, blocks=[block], timestep=T, tap=tap, image_ids=IDS)[block]
+        for tap in ("query", "key", "value")
+    }
+    assert all(x.shift is None and x.scale is None and x.grid == (3, 5) for x in found.values())
+    width = found["value"].hidden_states.shape[-1]
+    joint = next(x for x in attended if x.shape[0] == 2 and x.shape[1] * x.shape[3] == width)
+    rows = joint.transpose(1, 2).flatten(2)
+    for token in found["value"].hidden_states.transpose(0, 1):
+        assert (rows - token[:, None]).abs().amax((0, 2)).min() <= 1e-5 * rows.abs().max()
+    for tap in ("query", "key"):
+        assert found[tap].hidden_states.isfinite().all()
+        assert relative_error(found[tap].hidden_states, found["value"].hidden_states) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_modulation_from_a_part_of_the_condition(name: str, backbone: Backbone) -> None:
+    """The parts are checked by changing the other one: a class or prompt must not reach "t", a timestep not "c"."""
+    images, known = pictures(backbone), backbone.modulation_conditions
+    options = {"blocks": [0], "tap": "attention", "image_ids": IDS}
+    whole = backbone(images, timestep=T, **options)[0]
+    if "t" in known and "c" not in known:
+        found = backbone(images, timestep=T, modulation_condition="t", **options)[0]
+        assert torch.equal(found.scale, whole.scale)
+    if "c" not in known:
+        with pytest.raises(InputError, match="can be computed from t"):
+            backbone(images, timestep=T, modulation_condition="c", **options)
+        return
+    if backbone.family.text is None:
+        other: Any = torch.tensor([1, 2])
+    else:
+        shape = backbone.family.text(backbone.transformer.config)
+        other = PromptEmbeddings(torch.rand(1, 4, shape.width), torch.rand(1, shape.pooled))
+    for part, changed, kept in (
+        ("t", {"timestep": 20}, {"conditions": other}),
+        ("c", {"conditions": other}, {"timestep": 20}),
+    ):
+        first, second, third = (
+            backbone(images, modulation_condition=part, **({"timestep": T} | options | change))[0].scale
+            for change in ({}, kept, changed)
+        )
+        assert torch.equal(first, second)
+        assert relative_error(third, first) > 1e-3
+        assert relative_error(whole.scale, first) > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)

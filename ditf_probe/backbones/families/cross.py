@@ -4,14 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ditf_probe.backbones.families.blocks import TIME_ONLY, adaln_zero_blocks, projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Call,
+    EmbeddingParts,
     Family,
     ModelInputs,
     Modulation,
     SubLayer,
-    adaln_zero_blocks,
     as_it_is,
     spatial_patch,
 )
@@ -25,7 +26,8 @@ def call_dit(inputs: ModelInputs) -> dict[str, Any]:
 
 def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time and text tokens; the size of the image where the model was trained on several."""
-    prompt, added = inputs.prompt, {"resolution": None, "aspect_ratio": None}
+    prompt = inputs.prompt
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if inputs.config.sample_size == 128 and inputs.config.use_additional_conditions is not False:
         height, width = inputs.size
         rows = len(inputs.latents)
@@ -44,13 +46,16 @@ def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
 
 def table_plus_time(call: Call) -> Tensor:
     """The table of a block plus the embedding of the time that all blocks share, `(B, 6, C)`."""
-    table: Tensor = call.module.scale_shift_table
-    return table[None] + call.kwargs["timestep"].reshape(-1, *table.shape)
+    block: Any = call.module
+    table: Tensor = block.scale_shift_table
+    embedding: Tensor = call.kwargs["timestep"]
+    return table[None] + embedding.reshape(-1, *table.shape)
 
 
 CROSS: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
         groups=(adaln_zero_blocks("norm3", "attn1"),),
+        parts=EmbeddingParts(("norm1.emb.timestep_embedder",), ("norm1.emb.class_embedder",), shared=False),
         call=call_dit,
         patch=spatial_patch,
         noising="ddpm",
@@ -73,8 +78,10 @@ CROSS: dict[str, Family] = {
                 Modulation("", at="input", read=table_plus_time),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
+                projections=projections_of("attn1"),
             ),
         ),
+        parts=TIME_ONLY,
         call=call_pixart,
         patch=spatial_patch,
         noising="ddpm",

@@ -87,6 +87,42 @@ class SubLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Projections:
+    """Where query, key and value of the image tokens are computed, and the norms of query and key.
+
+    Attributes:
+        query: Path of the linear layer.
+        key: As `query`.
+        value: As `query`.
+        query_norm: Path of the norm before the position encoding; there may be no such module.
+        key_norm: As `query_norm`.
+        order: Where the image tokens sit in what the layers compute; None as in the stream of the block.
+    """
+
+    query: str = "attn.to_q"
+    key: str = "attn.to_k"
+    value: str = "attn.to_v"
+    query_norm: str = "attn.norm_q"
+    key_norm: str = "attn.norm_k"
+    order: TokenOrder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingParts:
+    """The modules whose outputs add up to the embedding that the modulation of a block is computed from.
+
+    Attributes:
+        time: Paths of those that see the timestep (and the guidance); a path that the model lacks is passed over.
+        condition: Paths of those that see the class or the prompt; empty where neither enters the modulation.
+        shared: The paths start at the transformer instead of the block.
+    """
+
+    time: tuple[str, ...]
+    condition: tuple[str, ...] = ()
+    shared: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class BlockGroup:
     """Blocks of one kind.
 
@@ -96,6 +132,7 @@ class BlockGroup:
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
         order: Where the image tokens sit in the stream.
+        projections: Where query, key and value are computed; None if they cannot be read.
     """
 
     container: str
@@ -103,6 +140,7 @@ class BlockGroup:
     attention: SubLayer
     mlp: SubLayer | None
     order: TokenOrder = "image_only"
+    projections: Projections | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +193,8 @@ class Family:
         tiny: Arguments of the class for a very small model; every test of entries runs on it.
         vae: Class of its autoencoder, a key of `AUTOENCODERS`.
         width: From its config to the channels of the stream.
+        parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
+            condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -166,6 +206,7 @@ class Family:
     tiny: Mapping[str, Any]
     vae: str = "AutoencoderKL"
     width: Callable[[Any], int] = field(default=heads_times_channels)
+    parts: EmbeddingParts | None = None
 
 
 def as_it_is(timestep: float) -> float:
@@ -193,38 +234,3 @@ def packed_patch(config: Any, latent_channels: int) -> int:
         remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
         raise InputError("vae", f"{latent_channels} latent channels", remedy)
     return patch
-
-
-def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
-    """Blocks whose first AdaLN computes the six chunks of both.
-
-    Args:
-        mlp_norm: Path of the norm before the MLP.
-        attention: Path of the attention.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm1.linear"),
-        attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2, into=attention),
-        mlp=SubLayer(mlp_norm, norm=mlp_norm, shift=3, scale=4, gate=5, into="ff"),
-    )
-
-
-def parallel_blocks(
-    order: TokenOrder, into: str = "proj_mlp", container: str = "single_transformer_blocks"
-) -> BlockGroup:
-    """Blocks with one AdaLN before attention and MLP, which run side by side on one sequence of text and image.
-
-    Args:
-        order: Where the image tokens sit.
-        into: Path of a module that the modulated stream enters.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm.linear"),
-        attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2, into=into),
-        mlp=None,
-        order=order,
-    )
