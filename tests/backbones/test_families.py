@@ -212,7 +212,7 @@ def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
 
 def holds(values: Tensor, tokens: Tensor) -> bool:
     """Whether every token `(B, N, C)` is a row of attended values `(B, heads, T, C / heads)`."""
-    if values.shape[0] != len(tokens) or values.shape[1] * values.shape[3] != tokens.shape[-1]:
+    if values.ndim != 4 or len(values) != len(tokens) or values.shape[1] * values.shape[3] != tokens.shape[-1]:
         return False
     rows = values.transpose(1, 2).flatten(2)
     nearest = torch.cdist(tokens, rows, p=float("inf")).amin(-1)
