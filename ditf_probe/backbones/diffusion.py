@@ -170,7 +170,7 @@ class DiffusionBackbone(Backbone):
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
-        return {tapped.index: tapped.assemble(record, grid) for tapped in taps}
+        return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
 
     def _noisy(self, batch: "_Batch", image: int, draw: int) -> Tensor:
         clean = batch.encoded.draw(image, seed=batch.seed, image_id=batch.ids[image], draw=draw)

@@ -113,7 +113,7 @@ def entering(backbone: Backbone, tap: str, images: Tensor) -> dict[int, Tensor]:
             for x in tensors_of(args, kwargs):
                 tokens = as_tokens(x, len(images), backbone.channels)
                 if index not in found and tokens is not None and tokens.shape[1] >= count:
-                    found[index] = tokens[:, -count:] if order == "text_first" else tokens[:, :count]
+                    found[index] = tokens[:, :count] if order.startswith("image") else tokens[:, -count:]
 
         handles.append(block.get_submodule(layer.into).register_forward_pre_hook(hook, with_kwargs=True))
     arguments = call_arguments(backbone, images)

@@ -16,9 +16,13 @@ from ditf_probe.backbones.families.entry import (
     first_input,
     output,
 )
+from ditf_probe.backbones.families.image_stream import IMAGE_STREAM
 from ditf_probe.backbones.families.joint import JOINT
+from ditf_probe.backbones.families.scale_only import SCALE_ONLY
+from ditf_probe.backbones.families.single_stream import SINGLE_STREAM
+from ditf_probe.backbones.families.video import VIDEO
 
-FAMILIES: dict[str, Family] = CROSS | JOINT
+FAMILIES: dict[str, Family] = CROSS | JOINT | IMAGE_STREAM | SCALE_ONLY | SINGLE_STREAM | VIDEO
 
 __all__ = [
     "FAMILIES",

@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
-    Call,
     Family,
     ModelInputs,
     Modulation,
@@ -14,6 +11,7 @@ from ditf_probe.backbones.families.entry import (
     adaln_zero_blocks,
     as_it_is,
     spatial_patch,
+    table_plus,
 )
 from ditf_probe.conditions import PromptShape
 
@@ -42,12 +40,6 @@ def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
     }
 
 
-def table_plus_time(call: Call) -> Tensor:
-    """The table of a block plus the embedding of the time that all blocks share, `(B, 6, C)`."""
-    table: Tensor = call.module.scale_shift_table
-    return table[None] + call.kwargs["timestep"].reshape(-1, *table.shape)
-
-
 CROSS: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
         groups=(adaln_zero_blocks("norm3", "attn1"),),
@@ -70,7 +62,7 @@ CROSS: dict[str, Family] = {
         groups=(
             BlockGroup(
                 "transformer_blocks",
-                Modulation("", at="input", read=table_plus_time),
+                Modulation("", at="input", read=table_plus("timestep")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
             ),

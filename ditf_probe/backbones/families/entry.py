@@ -3,18 +3,20 @@
 Paths are dotted; a block is numbered flat over the containers in order.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ditf_probe.conditions import PromptEmbeddings, PromptShape
 from ditf_probe.errors import InputError
 
 Noising = Literal["flow", "ddpm"]
-TokenOrder = Literal["image_only", "text_first", "image_first"]
+TokenOrder = Literal["image_only", "text_first", "image_first", "after_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+
+    def argument(self, name: str) -> Any:
+        """An argument by its name, however it was passed."""
+        return inspect.signature(self.module.forward).bind(*self.args, **self.kwargs).arguments[name]
 
 
 def first_input(call: Call) -> Tensor:
@@ -75,6 +81,7 @@ class SubLayer:
         gate: As `shift`.
         into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
+        weight_offset: What the norm adds to its weight: 1 where the weight counts from zero.
     """
 
     entry: str
@@ -84,6 +91,7 @@ class SubLayer:
     gate: int | None
     into: str
     read: Callable[[Call], Tensor] = first_input
+    weight_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,8 @@ class BlockGroup:
         modulation: Where their shift, scale and gate come from.
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
-        order: Where the image tokens sit in the stream.
+        order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in
+            each row, with padding behind.
     """
 
     container: str
@@ -135,10 +144,30 @@ class ModelInputs:
         assert isinstance(self.condition, PromptEmbeddings)
         return self.condition
 
+    @property
+    def text_mask(self) -> Tensor:
+        """`(R, L)` bool, True on the text tokens that count: all of them where the prompts have no mask."""
+        return mask_or_all(self.prompt.mask, self.prompt.embeds)
+
+    @property
+    def text_lengths(self) -> Tensor | None:
+        """`(R,)` text tokens that count, None without prompts."""
+        return self.text_mask.sum(1) if isinstance(self.condition, PromptEmbeddings) else None
+
+
+def mask_or_all(mask: Tensor | None, embeds: Tensor) -> Tensor:
+    """The mask of text tokens `(R, L)`; without one every token counts."""
+    return embeds.new_ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask
+
 
 def heads_times_channels(config: Any) -> int:
     """Channels of the stream where the config gives attention heads and channels per head."""
     return int(config.num_attention_heads * config.attention_head_dim)
+
+
+def hidden_size(config: Any) -> int:
+    """Channels of the stream where the config gives them."""
+    return int(config.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +207,28 @@ def as_fraction(timestep: float) -> float:
     return timestep / 1000
 
 
+def as_reversed_fraction(timestep: float) -> float:
+    """Time from 1, a clean image, to 0."""
+    return 1 - timestep / 1000
+
+
 def spatial_patch(config: Any, latent_channels: int) -> int:
     """The transformer cuts the patches itself; its channels are those of the latents."""
-    if config.in_channels != latent_channels:
-        remedy = f"the transformer takes {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
+    check_channels(config.in_channels, latent_channels)
     return int(config.patch_size)
+
+
+def video_patch(config: Any, latent_channels: int) -> int:
+    """As `spatial_patch`, with sides for frames, rows and columns."""
+    check_channels(config.in_channels, latent_channels)
+    return int(config.patch_size[1])
+
+
+def check_channels(taken: int, latent_channels: int) -> None:
+    """Refuses an autoencoder whose latents have other channels than the transformer takes."""
+    if taken != latent_channels:
+        remedy = f"the transformer takes {taken} channels, give the matching autoencoder"
+        raise InputError("vae", f"{latent_channels} latent channels", remedy)
 
 
 def packed_patch(config: Any, latent_channels: int) -> int:
@@ -193,6 +238,24 @@ def packed_patch(config: Any, latent_channels: int) -> int:
         remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
         raise InputError("vae", f"{latent_channels} latent channels", remedy)
     return patch
+
+
+def table_plus(time: str) -> Callable[[Call], Tensor]:
+    """Modulation as a table of the block plus an embedding of the time that all blocks share.
+
+    Args:
+        time: The argument of the block that brings the embedding, chunks * C values a row.
+
+    Returns:
+        A reader at the input of the block.
+    """
+
+    def read(call: Call) -> Tensor:
+        table: Tensor = call.module.scale_shift_table
+        embedding: Tensor = call.argument(time)
+        return table.reshape(1, -1, table.shape[-1]) + embedding.reshape(len(embedding), -1, table.shape[-1])
+
+    return read
 
 
 def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
