@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
@@ -54,6 +55,16 @@ def ddpm_noising(clean: Tensor, eps: Tensor, timestep: int, scheduler: Any) -> T
     return noisy
 
 
+def noise_schedule(config: Mapping[str, Any]) -> Any:
+    """A diffusers scheduler that noises as a config says, whatever sampler the config is meant for.
+
+    Args:
+        config: Of a scheduler with betas; empty for DiT (linear betas from 0.0001 to 0.02 over 1000 steps).
+    """
+    kind = CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler  # the only one that shifts the SNR
+    return kind.from_config(dict(config))
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Clean latents of a batch.
@@ -79,7 +90,7 @@ class LatentSpace(nn.Module):
     """Encodes images into the space in which a transformer denoises.
 
     Args:
-        vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (the image itself in [-1, 1]).
+        vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (images in [-1, 1]).
         posterior: "mode", or "sample" for one sample of the posterior per draw (what training and the reference do).
 
     Attributes:

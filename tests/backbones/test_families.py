@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 
 T = 260
@@ -60,6 +62,20 @@ def pictures(backbone: Backbone, rows: int = 3, columns: int = 5) -> Tensor:
     """Two images that are not square."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, rows * backbone.stride, columns * backbone.stride, generator=generator)
+
+
+def masked_prompts(backbone: Backbone) -> PromptEmbeddings:
+    """Two random prompts, the second half as long."""
+    generator = torch.Generator().manual_seed(2)
+    shape = backbone.family.text(backbone.transformer.config)
+    tokens = shape.tokens or 6
+    embeds = torch.randn(2, tokens, shape.width, generator=generator)
+    pooled = None if shape.pooled is None else torch.randn(2, shape.pooled, generator=generator)
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]])
+    second = None
+    if shape.second is not None:
+        second = torch.randn(2, shape.second_tokens or 6, shape.second, generator=generator)
+    return PromptEmbeddings(embeds, pooled, mask, second)
 
 
 def blocks_with(backbone: Backbone, tap: str) -> list[int]:
@@ -147,7 +163,7 @@ def test_features_are_what_enters_the_next_sublayer(name: str, tap: str, backbon
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_moving_one_patch_moves_one_token(name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first AdaLN no image token has seen another one yet. The autoencoder sees further, so latents are changed."""
+    """At the first AdaLN no token has seen another one. An autoencoder sees further, so it is latents that change."""
     images = pictures(backbone)
     encode, moved = backbone.latents.encode, []
 
@@ -191,6 +207,24 @@ def test_batch_and_order_do_not_matter(name: str, backbone: Backbone) -> None:
     for row, image_id in ((1, "a"), (0, "b")):
         alone = backbone(images.flip(0)[row : row + 1], image_ids=[image_id], **options)[block]
         assert relative_error(together.hidden_states[row], alone.hidden_states[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.text is not None])
+def test_prompts_of_unequal_length_share_a_batch(name: str, backbone: Backbone) -> None:
+    """A row is as if it were alone, and its last token, which is masked, does not matter. Or masks are refused."""
+    images, prompts = pictures(backbone), masked_prompts(backbone)
+    block = backbone.num_blocks - 1
+    options = {"blocks": [block], "timestep": T, "tap": "attention"}
+    try:
+        together = backbone(images, image_ids=IDS, conditions=prompts, **options)[block].hidden_states
+    except InputError as error:
+        assert error.argument == "conditions.mask"
+        return
+    for row, image_id in enumerate(IDS):
+        prompt = prompts[torch.tensor([row])]
+        prompt.embeds[:, -1] += row  # the first row has no padding
+        alone = backbone(images[row : row + 1], image_ids=[image_id], conditions=prompt, **options)[block]
+        assert relative_error(together[row], alone.hidden_states[0]) <= 1e-5, f"row {row}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

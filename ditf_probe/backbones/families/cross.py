@@ -2,17 +2,8 @@
 
 from typing import Any
 
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    adaln_zero_blocks,
-    as_it_is,
-    spatial_patch,
-    table_plus,
-)
+from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import adaln_zero_blocks, as_it_is, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 
 

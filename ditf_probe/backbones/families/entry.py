@@ -4,7 +4,6 @@ Paths are dotted; a block is numbered flat over the containers in order.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.conditions import PromptEmbeddings, PromptShape
-from ditf_probe.errors import InputError
 
 Noising = Literal["flow", "ddpm"]
 TokenOrder = Literal["image_only", "text_first", "image_first", "after_text"]
@@ -144,6 +142,10 @@ class ModelInputs:
         assert isinstance(self.condition, PromptEmbeddings)
         return self.condition
 
+    def guidance_rows(self) -> Tensor | None:
+        """The guidance scale `(R,)` in the dtype of the latents, None for models that embed none."""
+        return None if self.guidance is None else self.latents.new_full((len(self.latents),), self.guidance)
+
     @property
     def text_mask(self) -> Tensor:
         """`(R, L)` bool, True on the text tokens that count: all of them where the prompts have no mask."""
@@ -184,6 +186,7 @@ class Family:
         tiny: Arguments of the class for a very small model; every test of entries runs on it.
         vae: Class of its autoencoder, a key of `AUTOENCODERS`.
         width: From its config to the channels of the stream.
+        schedule: For "ddpm": config of its noise schedule where none is given, by default that of DiT.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -195,99 +198,4 @@ class Family:
     tiny: Mapping[str, Any]
     vae: str = "AutoencoderKL"
     width: Callable[[Any], int] = field(default=heads_times_channels)
-
-
-def as_it_is(timestep: float) -> float:
-    """Time from 0 to 1000."""
-    return timestep
-
-
-def as_fraction(timestep: float) -> float:
-    """Time from 0 to 1."""
-    return timestep / 1000
-
-
-def as_reversed_fraction(timestep: float) -> float:
-    """Time from 1, a clean image, to 0."""
-    return 1 - timestep / 1000
-
-
-def spatial_patch(config: Any, latent_channels: int) -> int:
-    """The transformer cuts the patches itself; its channels are those of the latents."""
-    check_channels(config.in_channels, latent_channels)
-    return int(config.patch_size)
-
-
-def video_patch(config: Any, latent_channels: int) -> int:
-    """As `spatial_patch`, with sides for frames, rows and columns."""
-    check_channels(config.in_channels, latent_channels)
-    return int(config.patch_size[1])
-
-
-def check_channels(taken: int, latent_channels: int) -> None:
-    """Refuses an autoencoder whose latents have other channels than the transformer takes."""
-    if taken != latent_channels:
-        remedy = f"the transformer takes {taken} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-
-
-def packed_patch(config: Any, latent_channels: int) -> int:
-    """Patches are cut before the transformer; its channels are those of a whole patch."""
-    patch = math.isqrt(config.in_channels // latent_channels)
-    if patch < 1 or latent_channels * patch**2 != config.in_channels:
-        remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-    return patch
-
-
-def table_plus(time: str) -> Callable[[Call], Tensor]:
-    """Modulation as a table of the block plus an embedding of the time that all blocks share.
-
-    Args:
-        time: The argument of the block that brings the embedding, chunks * C values a row.
-
-    Returns:
-        A reader at the input of the block.
-    """
-
-    def read(call: Call) -> Tensor:
-        table: Tensor = call.module.scale_shift_table
-        embedding: Tensor = call.argument(time)
-        return table.reshape(1, -1, table.shape[-1]) + embedding.reshape(len(embedding), -1, table.shape[-1])
-
-    return read
-
-
-def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
-    """Blocks whose first AdaLN computes the six chunks of both.
-
-    Args:
-        mlp_norm: Path of the norm before the MLP.
-        attention: Path of the attention.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm1.linear"),
-        attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2, into=attention),
-        mlp=SubLayer(mlp_norm, norm=mlp_norm, shift=3, scale=4, gate=5, into="ff"),
-    )
-
-
-def parallel_blocks(
-    order: TokenOrder, into: str = "proj_mlp", container: str = "single_transformer_blocks"
-) -> BlockGroup:
-    """Blocks with one AdaLN before attention and MLP, which run side by side on one sequence of text and image.
-
-    Args:
-        order: Where the image tokens sit.
-        into: Path of a module that the modulated stream enters.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm.linear"),
-        attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2, into=into),
-        mlp=None,
-        order=order,
-    )
+    schedule: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
@@ -11,13 +10,10 @@ from ditf_probe.backbones.families.entry import (
     ModelInputs,
     Modulation,
     SubLayer,
-    as_fraction,
-    as_it_is,
     hidden_size,
     mask_or_all,
-    spatial_patch,
-    table_plus,
 )
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 from ditf_probe.errors import InputError
 
@@ -64,15 +60,13 @@ def centred_region(grid: tuple[int, int], base: int) -> tuple[tuple[int, int], t
 
 def call_sana(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time, text tokens, and the guidance of a Sana-Sprint, whose time is a fraction."""
-    config, prompt = inputs.config, inputs.prompt
-    distilled = inputs.guidance is not None
-    guidance = torch.full_like(inputs.time, inputs.guidance * config.guidance_embeds_scale) if distilled else None
+    config, guidance = inputs.config, inputs.guidance_rows()
     return {
         "hidden_states": inputs.latents,
-        "encoder_hidden_states": prompt.embeds,
-        "encoder_attention_mask": prompt.mask,
-        "timestep": inputs.time * (1e-3 if distilled else config.timestep_scale),
-        "guidance": guidance,
+        "encoder_hidden_states": inputs.prompt.embeds,
+        "encoder_attention_mask": inputs.prompt.mask,
+        "timestep": inputs.time * (config.timestep_scale if guidance is None else 1e-3),
+        "guidance": None if guidance is None else guidance * config.guidance_embeds_scale,
     }
 
 
@@ -95,7 +89,7 @@ def prx_patch(config: Any, latent_channels: int) -> int:
 
 IMAGE_STREAM: dict[str, Family] = {
     # The stream is read behind the long skip connections. The first AdaLN only shifts; before the MLP there is none,
-    # and its features are those of the norm with its own weights.
+    # and its features are those of the norm with its own weights. The schedule is that of 1.2; before, betas end at 0.03.
     "HunyuanDiT2DModel": Family(
         groups=(
             BlockGroup(
@@ -128,6 +122,7 @@ IMAGE_STREAM: dict[str, Family] = {
             "text_len": 3,
             "text_len_t5": 5,
         },
+        schedule={"beta_start": 0.00085, "beta_end": 0.018, "beta_schedule": "scaled_linear"},
     ),
     # The MLP is a convolution and takes its input channels first.
     "SanaTransformer2DModel": Family(

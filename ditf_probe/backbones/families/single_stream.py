@@ -12,14 +12,10 @@ from ditf_probe.backbones.families.entry import (
     ModelInputs,
     Modulation,
     SubLayer,
-    as_fraction,
-    as_it_is,
     first_input,
     hidden_size,
-    packed_patch,
-    spatial_patch,
-    table_plus,
 )
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, packed_patch, spatial_patch, table_plus
 from ditf_probe.backbones.packing import pack_patches, position_ids
 from ditf_probe.conditions import PromptShape
 

@@ -2,16 +2,8 @@
 
 from typing import Any
 
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    as_it_is,
-    table_plus,
-    video_patch,
-)
+from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_it_is, table_plus, video_patch, zero_padding
 from ditf_probe.conditions import PromptShape
 
 
@@ -20,13 +12,13 @@ def call_wan(inputs: ModelInputs) -> dict[str, Any]:
     return {
         "hidden_states": inputs.latents[:, :, None],
         "timestep": inputs.time,
-        "encoder_hidden_states": inputs.prompt.embeds,
+        "encoder_hidden_states": zero_padding(inputs.prompt),
     }
 
 
 VIDEO: dict[str, Family] = {
-    # Prompts are padded with zeros to the length of training, and the padding is attended to. Wan 2.2 of 14 B has two
-    # transformers, for much and for little noise; `transformer_2` is the one for small timesteps.
+    # Prompts are padded with zero vectors to the length of training, and attention sees the padding. Wan 2.2 of 14 B has
+    # two transformers, for much and for little noise; `transformer_2` is the one for small timesteps.
     "WanTransformer3DModel": Family(
         groups=(
             BlockGroup(
