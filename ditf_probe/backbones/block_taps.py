@@ -54,9 +54,11 @@ class StreamTap:
         modulation = self.group.modulation
         return [stream, HookPoint((self.index, "modulation"), self.source, modulation.at, modulation.read)]
 
-    def assemble(self, record: dict[Key, Tensor], grid: tuple[int, int]) -> TappedBlock:
+    def assemble(
+        self, record: dict[Key, Tensor], grid: tuple[int, int], text_lengths: Tensor | None = None
+    ) -> TappedBlock:
         """From what was read to the image tokens and their modulation."""
-        stream = image_tokens(record[self.index, "stream"], grid[0] * grid[1], self.group.order)
+        stream = image_tokens(record[self.index, "stream"], grid[0] * grid[1], self.group.order, text_lengths)
         if self.parts is None:
             chunks = record[self.index, "modulation"]
         else:
@@ -67,7 +69,7 @@ class StreamTap:
             for chunk in (self.layer.shift, self.layer.scale, self.layer.gate)
         )
         module = self.block.get_submodule(self.layer.norm)
-        shift, scale = fold_norm_weights(module, shift, scale)
+        shift, scale = fold_norm_weights(module, shift, scale, self.layer.weight_offset)
         return TappedBlock(stream, shift, scale, gate, read_norm(module), grid)
 
     def _part(self, number: int) -> Key:
@@ -94,9 +96,11 @@ class ProjectionTap:
         """What to read."""
         return [HookPoint((self.index, "projection"), self.linear, "output", self._read)]
 
-    def assemble(self, record: dict[Key, Tensor], grid: tuple[int, int]) -> TappedBlock:
+    def assemble(
+        self, record: dict[Key, Tensor], grid: tuple[int, int], text_lengths: Tensor | None = None
+    ) -> TappedBlock:
         """From what was read to the image tokens; there is no modulation."""
-        tokens = image_tokens(record[self.index, "projection"], grid[0] * grid[1], self.order)
+        tokens = image_tokens(record[self.index, "projection"], grid[0] * grid[1], self.order, text_lengths)
         return TappedBlock(tokens, None, None, None, Norm(), grid)
 
     def _read(self, call: Call) -> Tensor:
@@ -190,10 +194,14 @@ def norm_width(norm: nn.Module) -> int:
     return int(shape if isinstance(shape, int) else shape[-1])
 
 
-def image_tokens(stream: Tensor, count: int, order: TokenOrder) -> Tensor:
-    """The image tokens of a stream `(B, tokens, C)`."""
+def image_tokens(stream: Tensor, count: int, order: TokenOrder, text_lengths: Tensor | None = None) -> Tensor:
+    """The image tokens of a stream `(B, tokens, C)`; `text_lengths` `(B,)` are needed after text of unequal length."""
     if stream.ndim != 3 or stream.shape[1] < count or (order == "image_only" and stream.shape[1] != count):
         raise RuntimeError(f"the stream has shape {tuple(stream.shape)} where {count} image tokens are due")
+    if order == "after_text":
+        assert text_lengths is not None
+        places = text_lengths[:, None] + torch.arange(count, device=text_lengths.device)
+        return stream.gather(1, places[..., None].expand(-1, -1, stream.shape[-1]))
     return stream[:, -count:] if order == "text_first" else stream[:, :count]
 
 
@@ -209,9 +217,9 @@ def read_norm(module: nn.Module) -> Norm:
 
 
 def fold_norm_weights(
-    module: nn.Module, shift: Tensor | None, scale: Tensor | None
+    module: nn.Module, shift: Tensor | None, scale: Tensor | None, offset: float = 0.0
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Moves the weights of a norm into the modulation that follows: (w x + b)(1 + scale) + shift, exactly.
+    """Moves the weights of a norm into the modulation that follows: ((w + offset) x + b)(1 + scale) + shift, exactly.
 
     Returns:
         Shift and scale for the same norm without weights.
@@ -221,5 +229,5 @@ def fold_norm_weights(
     if bias is not None:
         shift = bias * factor if shift is None else bias * factor + shift
     if weight is not None:
-        scale = weight * factor - 1
+        scale = (weight + offset) * factor - 1
     return shift, scale

@@ -174,7 +174,7 @@ class DiffusionBackbone(Backbone):
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
-        return {tapped.index: tapped.assemble(record, grid) for tapped in taps}
+        return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
 
     def untrained(self, seed: int = 0) -> "DiffusionBackbone":
         """The same configuration with diffusers' default initialisation; the autoencoder is shared and stays trained.

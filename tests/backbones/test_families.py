@@ -65,6 +65,20 @@ def pictures(backbone: Backbone, rows: int = 3, columns: int = 5) -> Tensor:
     return torch.rand(2, 3, rows * backbone.stride, columns * backbone.stride, generator=generator)
 
 
+def masked_prompts(backbone: Backbone) -> PromptEmbeddings:
+    """Two random prompts, the second half as long."""
+    generator = torch.Generator().manual_seed(2)
+    shape = backbone.family.text(backbone.transformer.config)
+    tokens = shape.tokens or 6
+    embeds = torch.randn(2, tokens, shape.width, generator=generator)
+    pooled = None if shape.pooled is None else torch.randn(2, shape.pooled, generator=generator)
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]])
+    second = None
+    if shape.second is not None:
+        second = torch.randn(2, shape.second_tokens or 6, shape.second, generator=generator)
+    return PromptEmbeddings(embeds, pooled, mask, second)
+
+
 def blocks_with(backbone: Backbone, tap: str) -> list[int]:
     return [block for block in range(backbone.num_blocks) if tap in backbone.taps(block)]
 
@@ -116,7 +130,7 @@ def entering(backbone: Backbone, tap: str, images: Tensor) -> dict[int, Tensor]:
             for x in tensors_of(args, kwargs):
                 tokens = as_tokens(x, len(images), backbone.channels)
                 if index not in found and tokens is not None and tokens.shape[1] >= count:
-                    found[index] = tokens[:, -count:] if order == "text_first" else tokens[:, :count]
+                    found[index] = tokens[:, :count] if order.startswith("image") else tokens[:, -count:]
 
         handles.append(block.get_submodule(layer.into).register_forward_pre_hook(hook, with_kwargs=True))
     arguments = call_arguments(backbone, images)
@@ -290,6 +304,24 @@ def test_batch_and_order_do_not_matter(name: str, backbone: Backbone) -> None:
     for row, image_id in ((1, "a"), (0, "b")):
         alone = backbone(images.flip(0)[row : row + 1], image_ids=[image_id], **options)[block]
         assert relative_error(together.hidden_states[row], alone.hidden_states[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.text is not None])
+def test_prompts_of_unequal_length_share_a_batch(name: str, backbone: Backbone) -> None:
+    """A row is as if it were alone, and its last token, which is masked, does not matter. Or masks are refused."""
+    images, prompts = pictures(backbone), masked_prompts(backbone)
+    block = backbone.num_blocks - 1
+    options = {"blocks": [block], "timestep": T, "tap": "attention"}
+    try:
+        together = backbone(images, image_ids=IDS, conditions=prompts, **options)[block].hidden_states
+    except InputError as error:
+        assert error.argument == "conditions.mask"
+        return
+    for row, image_id in enumerate(IDS):
+        prompt = prompts[torch.tensor([row])]
+        prompt.embeds[:, -1] += row  # the first row has no padding
+        alone = backbone(images[row : row + 1], image_ids=[image_id], conditions=prompt, **options)[block]
+        assert relative_error(together[row], alone.hidden_states[0]) <= 1e-5, f"row {row}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,20 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from ditf_probe.backbones.families.blocks import TIME_ONLY, adaln_zero_blocks, projections_of
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Call,
-    EmbeddingParts,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    as_it_is,
-    spatial_patch,
-)
+from ditf_probe.backbones.families.entry import BlockGroup, EmbeddingParts, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_it_is, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 
 
@@ -26,8 +15,7 @@ def call_dit(inputs: ModelInputs) -> dict[str, Any]:
 
 def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time and text tokens; the size of the image where the model was trained on several."""
-    prompt = inputs.prompt
-    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    prompt, added = inputs.prompt, {"resolution": None, "aspect_ratio": None}
     if inputs.config.sample_size == 128 and inputs.config.use_additional_conditions is not False:
         height, width = inputs.size
         rows = len(inputs.latents)
@@ -42,14 +30,6 @@ def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
         "timestep": inputs.time,
         "added_cond_kwargs": added,
     }
-
-
-def table_plus_time(call: Call) -> Tensor:
-    """The table of a block plus the embedding of the time that all blocks share, `(B, 6, C)`."""
-    block: Any = call.module
-    table: Tensor = block.scale_shift_table
-    embedding: Tensor = call.kwargs["timestep"]
-    return table[None] + embedding.reshape(-1, *table.shape)
 
 
 CROSS: dict[str, Family] = {
@@ -75,7 +55,7 @@ CROSS: dict[str, Family] = {
         groups=(
             BlockGroup(
                 "transformer_blocks",
-                Modulation("", at="input", read=table_plus_time),
+                Modulation("", at="input", read=table_plus("timestep")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
                 projections=projections_of("attn1"),

@@ -3,18 +3,18 @@
 Paths are dotted; a block is numbered flat over the containers in order.
 """
 
-import math
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ditf_probe.conditions import PromptEmbeddings, PromptShape
-from ditf_probe.errors import InputError
 
 Noising = Literal["flow", "ddpm"]
-TokenOrder = Literal["image_only", "text_first", "image_first"]
+TokenOrder = Literal["image_only", "text_first", "image_first", "after_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+
+    def argument(self, name: str) -> Any:
+        """An argument by its name, however it was passed."""
+        return inspect.signature(self.module.forward).bind(*self.args, **self.kwargs).arguments[name]
 
 
 def first_input(call: Call) -> Tensor:
@@ -75,6 +79,7 @@ class SubLayer:
         gate: As `shift`.
         into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
+        weight_offset: What the norm adds to its weight: 1 where the weight counts from zero.
     """
 
     entry: str
@@ -84,6 +89,7 @@ class SubLayer:
     gate: int | None
     into: str
     read: Callable[[Call], Tensor] = first_input
+    weight_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,8 @@ class BlockGroup:
         modulation: Where their shift, scale and gate come from.
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
-        order: Where the image tokens sit in the stream.
+        order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in
+            each row, with padding behind.
         projections: Where query, key and value are computed; None if they cannot be read.
     """
 
@@ -177,10 +184,30 @@ class ModelInputs:
         """The guidance scale `(R,)` in the dtype of the latents, None for models that embed none."""
         return None if self.guidance is None else self.latents.new_full((len(self.latents),), self.guidance)
 
+    @property
+    def text_mask(self) -> Tensor:
+        """`(R, L)` bool, True on the text tokens that count: all of them where the prompts have no mask."""
+        return mask_or_all(self.prompt.mask, self.prompt.embeds)
+
+    @property
+    def text_lengths(self) -> Tensor | None:
+        """`(R,)` text tokens that count, None without prompts."""
+        return self.text_mask.sum(1) if isinstance(self.condition, PromptEmbeddings) else None
+
+
+def mask_or_all(mask: Tensor | None, embeds: Tensor) -> Tensor:
+    """The mask of text tokens `(R, L)`; without one every token counts."""
+    return embeds.new_ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask
+
 
 def heads_times_channels(config: Any) -> int:
     """Channels of the stream where the config gives attention heads and channels per head."""
     return int(config.num_attention_heads * config.attention_head_dim)
+
+
+def hidden_size(config: Any) -> int:
+    """Channels of the stream where the config gives them."""
+    return int(config.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,46 +240,3 @@ class Family:
     width: Callable[[Any], int] = field(default=heads_times_channels)
     parts: EmbeddingParts | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)
-
-
-def as_it_is(timestep: float) -> float:
-    """Time from 0 to 1000."""
-    return timestep
-
-
-def as_fraction(timestep: float) -> float:
-    """Time from 0 to 1."""
-    return timestep / 1000
-
-
-def every_token(prompt: PromptEmbeddings) -> Tensor:
-    """The text tokens for a model that attends to all of them.
-
-    Raises:
-        InputError: Some are masked.
-    """
-    if prompt.mask is not None:
-        raise InputError("conditions.mask", tuple(prompt.mask.shape), "this model attends to every token, give None")
-    return prompt.embeds
-
-
-def zero_padding(prompt: PromptEmbeddings) -> Tensor:
-    """The text tokens for a model that attends to all of them but was trained with zero vectors for padding."""
-    return prompt.embeds if prompt.mask is None else prompt.embeds * prompt.mask[..., None]
-
-
-def spatial_patch(config: Any, latent_channels: int) -> int:
-    """The transformer cuts the patches itself; its channels are those of the latents."""
-    if config.in_channels != latent_channels:
-        remedy = f"the transformer takes {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-    return int(config.patch_size)
-
-
-def packed_patch(config: Any, latent_channels: int) -> int:
-    """Patches are cut before the transformer; its channels are those of a whole patch."""
-    patch = math.isqrt(config.in_channels // latent_channels)
-    if patch < 1 or latent_channels * patch**2 != config.in_channels:
-        remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-    return patch

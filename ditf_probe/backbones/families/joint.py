@@ -6,15 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from ditf_probe.backbones.families.blocks import TIME_AND_TEXT, adaln_zero_blocks, parallel_blocks
-from ditf_probe.backbones.families.entry import (
-    Family,
-    ModelInputs,
-    as_fraction,
-    as_it_is,
-    every_token,
-    packed_patch,
-    spatial_patch,
-)
+from ditf_probe.backbones.families.entry import Family, ModelInputs
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, spatial_patch
 from ditf_probe.backbones.packing import pack_patches, position_ids
 from ditf_probe.conditions import PromptShape
 
