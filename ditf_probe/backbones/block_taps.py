@@ -70,6 +70,8 @@ class StreamTap:
         )
         module = self.block.get_submodule(self.layer.norm)
         shift, scale = fold_norm_weights(module, shift, scale, self.layer.weight_offset)
+        # Weights of a norm without a modulation behind it have no row per image.
+        shift, scale = (None if x is None else x.expand(len(stream), -1) for x in (shift, scale))
         return TappedBlock(stream, shift, scale, gate, read_norm(module), grid)
 
     def _part(self, number: int) -> Key:
