@@ -1,5 +1,6 @@
 """The contract of a frozen backbone: images in, the raw residual stream of chosen blocks out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -71,9 +72,9 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: Short name for tables.
         num_blocks: Number of blocks; block indices are flat, from 0.
-        channels: Width of the residual stream.
-        stride: Pixels of the prepared image per token side.
-        num_timesteps: The last timestep; they run from 0 (clean) to this number.
+        channels: Width of the residual stream, of the last block where the blocks differ.
+        stride: Pixels of the prepared image per token side, the largest where the blocks differ.
+        num_timesteps: The last timestep; they run from 0 (clean) to this number, which is 0 for models without noise.
     """
 
     name: str
@@ -115,6 +116,32 @@ class Backbone(nn.Module, ABC):
         del mode
         return super().train(False)
 
+    def channels_at(self, block: int) -> int:
+        """Width of the stream of one block; blocks differ in the stages of a CNN and of a UNet."""
+        del block
+        return self.channels
+
+    def stride_at(self, block: int) -> int:
+        """Pixels of the prepared image per token side at one block."""
+        del block
+        return self.stride
+
+    def common_channels(self, blocks: Sequence[int]) -> int:
+        """The width that several blocks share.
+
+        Raises:
+            InputError: Their widths differ.
+        """
+        widths = {self.channels_at(block) for block in blocks}
+        if len(widths) > 1:
+            remedy = f"these blocks of {self.name} have {sorted(widths)} channels, name blocks of one width"
+            raise InputError("blocks", list(blocks), remedy)
+        return widths.pop()
+
+    def common_stride(self, blocks: Sequence[int]) -> int:
+        """What the sides of an image must be multiples of, so that the tokens of all these blocks are whole."""
+        return math.lcm(*(self.stride_at(block) for block in blocks))
+
     @abstractmethod
     def taps(self, block: int) -> tuple[Tap, ...]:
         """The taps that a block has: both, or "attention" alone where it has one AdaLN only."""
@@ -139,7 +166,7 @@ class Backbone(nn.Module, ABC):
         """Runs the frozen model as far as the last requested block.
 
         Args:
-            images: `(B, 3, H, W)` in [0, 1], sides multiples of `stride`.
+            images: `(B, 3, H, W)` in [0, 1], sides multiples of the common stride of the blocks.
             blocks: Block indices; negative ones count from the end.
             timestep: Noise level, 0 to `num_timesteps`.
             tap: "attention" (the stream before the block's first AdaLN) or "mlp" (before the second).

@@ -83,13 +83,14 @@ class FeatureExtractor:
         self.blocks = check_tap(backbone, blocks, tap)
         self.timestep, self.tap = timestep, tap
         self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
-        self.massive_channels = check_channels(massive_channels, backbone.channels)
+        self.massive_channels = check_channels(massive_channels, min(map(backbone.channels_at, self.blocks)))
         self.massive_ratio = massive_ratio
         self.ensemble, self.seed = ensemble, seed
+        stride = backbone.common_stride(self.blocks)
         self.size_rule = SizeRule(
             image_size if image_size is None or isinstance(image_size, int) else (image_size[0], image_size[1]),
             resize,
-            check_multiple(backbone.stride if multiple is None else multiple, backbone.stride),
+            check_multiple(stride if multiple is None else multiple, stride),
             filter,
         )
         self.calibration: Calibration | None = None
