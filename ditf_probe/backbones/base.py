@@ -85,17 +85,21 @@ class Backbone(nn.Module, ABC):
 
     @staticmethod
     def from_model(transformer: nn.Module, vae: nn.Module | None = None, **options: Any) -> "Backbone":
-        """Wraps and runs the very diffusers model that it is given; nothing is copied.
+        """Wraps and runs the very model that it is given; nothing is copied.
 
         Args:
-            transformer: A diffusers transformer of a known class; set to eval mode and frozen.
+            transformer: A diffusers transformer of a known class, or a timm model; set to eval mode and frozen.
             vae: Its autoencoder, or None for a model of RGB pixels in [-1, 1].
             **options: Of `ditf_probe.backbones.diffusion.DiffusionBackbone`: name, scheduler, noising,
-                class_embedding, posterior, guidance, max_batch.
+                class_embedding, posterior, guidance, max_batch; or of `ditf_probe.backbones.vit.TimmBackbone`.
 
         Raises:
             InputError: A class that is not known, or parts that do not fit each other.
         """
+        if hasattr(transformer, "forward_intermediates"):
+            from ditf_probe.backbones.vit import TimmBackbone
+
+            return TimmBackbone(transformer, **options)
         from ditf_probe.backbones.diffusion import DiffusionBackbone  # diffusers is slow to import
 
         return DiffusionBackbone(transformer, vae, **options)

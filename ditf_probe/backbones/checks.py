@@ -1,6 +1,7 @@
 """What a backbone refuses, in words for its user."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,21 @@ def check_timestep(timestep: int, last: int) -> None:
         InputError: It is not.
     """
     if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep <= last:
-        raise InputError("timestep", timestep, f"use a whole number from 0 to {last}")
+        remedy = f"use a whole number from 0 to {last}" if last else "this backbone adds no noise, use 0"
+        raise InputError("timestep", timestep, remedy)
+
+
+def check_options(options: Mapping[str, Any], *accepting: Callable[..., Any]) -> None:
+    """Options are keyword-only parameters of what is called with them.
+
+    Raises:
+        InputError: One is not.
+    """
+    parameters = [p for function in accepting for p in inspect.signature(function).parameters.values()]
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in names:
+            raise InputError(option, options[option], f"is no option of this backbone, use {', '.join(names)}")
 
 
 def check_ids(image_ids: Sequence[str], count: int) -> list[str]:

@@ -19,7 +19,7 @@ from ditf_probe.backbones.checks import (
     find_family,
 )
 from ditf_probe.backbones.families import ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import module_sha256, plain
+from ditf_probe.backbones.fingerprint import known_sha256, plain
 from ditf_probe.backbones.latents import Encoded, LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise
 from ditf_probe.backbones.taps import BlockTap, containers, find_block, recording, tap_block
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
@@ -227,10 +227,7 @@ class DiffusionBackbone(Backbone):
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, or of the tensors in memory where there is no file."""
-        given = self._weights_sha256
-        if given is None:
-            return module_sha256(self)
-        return given if isinstance(given, str) else given()
+        return known_sha256(self._weights_sha256, self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Downloads what a backbone needs of a hub repository, and says in one line why it cannot."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,22 @@ def download(repository: str) -> Path:
 
 def _fetch(repository: str, patterns: list[str]) -> Path:
     options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]}
-    try:
+    with explaining(repository):
         return Path(snapshot_download(repository, **options))
+
+
+@contextmanager
+def explaining(repository: str) -> Iterator[None]:
+    """Says in one line why a download failed.
+
+    Args:
+        repository: What was asked for.
+
+    Raises:
+        InputError: Not there, not allowed, or no network.
+    """
+    try:
+        yield
     except GatedRepoError as error:
         remedy = f"accept the licence of {repository} on the hub and set HF_TOKEN, or give a local folder"
         raise InputError("backbone", repository, remedy) from error

@@ -1,6 +1,5 @@
 """Backbones by name: the packaged one, a weights file, a local diffusers folder, or a repository of the hub."""
 
-import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.checks import check_options
 from ditf_probe.backbones.diffusion import DiffusionBackbone
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.fingerprint import file_sha256, files_sha256
@@ -20,11 +20,6 @@ from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError
 
 PACKAGED = {"ditf-tiny": Path(__file__).parents[1] / "weights" / "ditf_tiny.safetensors"}
-_OPTIONS = [
-    name
-    for name, parameter in inspect.signature(DiffusionBackbone.__init__).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-]
 
 
 def load_backbone(
@@ -39,11 +34,13 @@ def load_backbone(
     Args:
         name_or_path: "ditf-tiny" (in the package); a `.safetensors` file written by `TinyDenoiser.save`; a diffusers
             folder, either of a pipeline (`transformer/`, `vae/`, `scheduler/`) or of a transformer (`config.json`);
-            else a hub id, "owner/name", downloaded unless the offline flags of the hub say no.
+            "timm/NAME" for a vision transformer or CNN of timm (see `load_timm`); else a hub id, "owner/name",
+            downloaded unless the offline flags of the hub say no.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere; float32 for the small pixel-space models), "float32",
             "bfloat16" or "float16".
-        **options: As in `Backbone.from_model`: name, scheduler, noising, posterior, guidance, max_batch and so on.
+        **options: As in `Backbone.from_model`: name, scheduler, noising, posterior, guidance, max_batch and so on;
+            those of timm models are in `load_timm`.
 
     Returns:
         The backbone in eval mode, without gradients, on the device.
@@ -51,11 +48,13 @@ def load_backbone(
     Raises:
         InputError: Nothing of that name, a class without an entry, damaged or incomplete weights, an unknown option.
     """
-    for option in options:
-        if option not in _OPTIONS:
-            raise InputError(option, options[option], f"is no option of a backbone, use {', '.join(_OPTIONS)}")
-    where = resolve_device(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name.startswith("timm/"):
+        from ditf_probe.backbones.timm_loading import load_timm  # timm is slow to import
+
+        return load_timm(name.removeprefix("timm/"), device, dtype, **options)
+    check_options(options, DiffusionBackbone)
+    where = resolve_device(device)
     if name in PACKAGED:
         return load_tiny(PACKAGED[name], where, dtype, **({"name": name} | options))
     if path.is_file():
