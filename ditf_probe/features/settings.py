@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ditf_probe.backbones.base import Backbone, Tap
@@ -13,7 +14,7 @@ from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
 
 Modulate = Literal["none", "layer_norm", "adaln"]
 Discard = Literal["none", "pre_norm", "post_adaln"]
-PositionDebias = Literal["none", "mean"]
+PositionDebias = Literal["none", "mean", "svd"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class FeatureSettings:
         resize: "stretch", "keep_aspect" or "pad".
         multiple: Sides become multiples of this; None is the stride of the backbone.
         filter: PIL filter of the resize.
-        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
+            out what the features of noise images have in common at each position (INSID3), which needs no data.
+        debias_components: Number of directions that "svd" projects out.
+        debias_images: Number of noise images of "svd".
     """
 
     blocks: list[int]
@@ -51,6 +55,8 @@ class FeatureSettings:
     multiple: int | None = None
     filter: Filter = "bicubic"
     position_debias: PositionDebias = "none"
+    debias_components: int = 20
+    debias_images: int = 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,18 @@ class SizeRule:
         if image.ndim != 3:
             raise InputError("image", f"{tuple(image.shape)} {image.dtype}", "give a (3, H, W) uint8 image")
         return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter)
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Brings `(B, 3, H, W)` in [0, 1] to size, after rounding to 8 bits; unchanged where it has that size."""
+        if self.image_size is None or images.ndim != 4 or not images.is_floating_point():
+            return images  # the backbone refuses what is no batch of images
+        size = (images.shape[2], images.shape[3])
+        if self.transform(size).canvas == size:
+            return images
+        if not bool(images.isfinite().all()):
+            raise InputError("images", "NaN or infinity", "give finite values in [0, 1]")
+        pixels = (images * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+        return torch.stack([self(image) for image in pixels]).to(images.device)
 
 
 def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:

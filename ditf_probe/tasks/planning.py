@@ -20,7 +20,10 @@ from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
 # What a probe keeps from its training. Sizes, noise draws and their seed are those of the evaluation.
-PROBE_SETTINGS = ("timestep", "tap", "modulation", "discard", "position_debias", "massive_channels", "massive_ratio")
+PROBE_SETTINGS = (
+    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio"),
+    *("position_debias", "debias_components", "debias_images"),
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,8 @@ def _zero_shot_block(backbone: Backbone, features: BackboneFeatures) -> list[int
 
 def _pass_of(features: BackboneFeatures) -> tuple[object, ...]:
     """What must be equal for rows to share a pass and a calibration."""
-    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio
+    debias = features.debias_components, features.debias_images
+    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio, debias
 
 
 def _backbone_streams(
