@@ -1,6 +1,6 @@
 """What a backbone is told about an image: class labels, or the embeddings of a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ class PromptEmbeddings:
         embeds: `(B, L, D)` one vector per text token.
         pooled: `(B, P)` one vector per prompt, for models that want it.
         mask: `(B, L)` bool, False on padding, for models that mask it.
+        second: `(B, L', D')` one vector per token of a second text encoder, for models that have two.
     """
 
     embeds: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
+    second: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 3:
@@ -32,21 +34,68 @@ class PromptEmbeddings:
             raise InputError("conditions.pooled", tuple(self.pooled.shape), f"give ({rows}, P), a row per prompt")
         if self.mask is not None and tuple(self.mask.shape) != (rows, tokens):
             raise InputError("conditions.mask", tuple(self.mask.shape), f"give ({rows}, {tokens}), as the embeds have")
+        if self.second is not None and (self.second.ndim != 3 or len(self.second) != rows):
+            raise InputError("conditions.second", tuple(self.second.shape), f"give ({rows}, L, D), a row per prompt")
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def __getitem__(self, rows: Tensor) -> "PromptEmbeddings":
         """Prompts by row numbers `(R,)`; a row may come several times."""
-        pooled = None if self.pooled is None else self.pooled[rows.to(self.pooled.device)]
-        mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
-        return PromptEmbeddings(self.embeds[rows.to(self.embeds.device)], pooled, mask)
+        return self._map(lambda x: x[rows.to(x.device)], lambda x: x[rows.to(x.device)])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
         """The same prompts on a device, the vectors in a floating-point dtype."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        mask = None if self.mask is None else self.mask.to(device)
-        return PromptEmbeddings(self.embeds.to(device, dtype), pooled, mask)
+        return self._map(lambda x: x.to(device, dtype), lambda x: x.to(device))
+
+    def _map(self, vectors: Callable[[Tensor], Tensor], mask: Callable[[Tensor], Tensor]) -> "PromptEmbeddings":
+        pooled, second = (None if x is None else vectors(x) for x in (self.pooled, self.second))
+        return PromptEmbeddings(vectors(self.embeds), pooled, None if self.mask is None else mask(self.mask), second)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptShape:
+    """What a model takes as a prompt.
+
+    Attributes:
+        width: Channels of a text token.
+        pooled: Channels of the pooled vector, None if it takes none.
+        second: Channels of a token of the second text encoder, None if there is one encoder only.
+        tokens: Number of text tokens where it is fixed.
+        second_tokens: As `tokens`, of the second encoder.
+    """
+
+    width: int
+    pooled: int | None = None
+    second: int | None = None
+    tokens: int | None = None
+    second_tokens: int | None = None
+
+    def zeros(self, count: int) -> PromptEmbeddings:
+        """The null condition: one text token, or as many as are fixed, and a pooled vector, all zero."""
+        pooled = None if self.pooled is None else torch.zeros(count, self.pooled)
+        second = None if self.second is None else torch.zeros(count, self.second_tokens or 1, self.second)
+        return PromptEmbeddings(torch.zeros(count, self.tokens or 1, self.width), pooled, None, second)
+
+    def check(self, prompts: PromptEmbeddings) -> None:
+        """Refuses embeddings of another shape.
+
+        Raises:
+            InputError: A width or a fixed number of tokens differs, or a part is missing.
+        """
+        wanted = (
+            ("embeds", prompts.embeds, self.width, self.tokens),
+            ("pooled", prompts.pooled, self.pooled, None),
+            ("second", prompts.second, self.second, self.second_tokens),
+        )
+        for name, part, width, tokens in wanted:
+            if width is None:
+                continue
+            found = None if part is None else tuple(part.shape)
+            if part is None or part.shape[-1] != width:
+                raise InputError(f"conditions.{name}", found, f"give vectors of width {width}")
+            if tokens is not None and part.shape[1] != tokens:
+                raise InputError(f"conditions.{name}", found, f"give {tokens} tokens, padded")
 
 
 def class_labels(conditions: Any, count: int, num_classes: int) -> Tensor:
@@ -80,32 +129,25 @@ def class_labels(conditions: Any, count: int, num_classes: int) -> Tensor:
     return labels.long()
 
 
-def prompt_embeddings(conditions: Any, count: int, width: int, pooled_width: int | None) -> PromptEmbeddings:
+def prompt_embeddings(conditions: Any, count: int, shape: PromptShape) -> PromptEmbeddings:
     """Prompt embeddings of a batch.
 
     Args:
-        conditions: `PromptEmbeddings` of one row (shared) or one per image; None is the null condition: one text
-            token and a pooled vector, both zero.
+        conditions: `PromptEmbeddings` of one row (shared) or one per image; None is the null condition.
         count: Number of images B.
-        width: Channels D of a text token.
-        pooled_width: Channels P of the pooled vector, None if the model takes none.
+        shape: What the model takes.
 
     Returns:
         Embeddings of `count` rows.
 
     Raises:
-        InputError: Another type, number of rows or width.
+        InputError: Another type, number of rows or shape.
     """
     if conditions is None:
-        pooled = None if pooled_width is None else torch.zeros(count, pooled_width)
-        return PromptEmbeddings(torch.zeros(count, 1, width), pooled)
+        return shape.zeros(count)
     if not isinstance(conditions, PromptEmbeddings):
         raise InputError("conditions", type(conditions).__name__, "this backbone takes ditf_probe.PromptEmbeddings")
-    if conditions.embeds.shape[-1] != width:
-        raise InputError("conditions.embeds", tuple(conditions.embeds.shape), f"give vectors of width {width}")
-    if pooled_width is not None and (conditions.pooled is None or conditions.pooled.shape[-1] != pooled_width):
-        found = None if conditions.pooled is None else tuple(conditions.pooled.shape)
-        raise InputError("conditions.pooled", found, f"give one vector of width {pooled_width} per prompt")
+    shape.check(conditions)
     if len(conditions) not in (1, count):
         raise InputError("conditions", f"{len(conditions)} prompts", f"give one, or one per image ({count})")
     return conditions[torch.arange(count) % len(conditions)]

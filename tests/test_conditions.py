@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
+from ditf_probe.conditions import PromptEmbeddings, PromptShape, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError
 
 
@@ -35,9 +35,9 @@ def test_prompts_are_picked_by_row() -> None:
 
 def test_one_prompt_serves_every_image() -> None:
     prompt = PromptEmbeddings(torch.randn(1, 4, 8))
-    found = prompt_embeddings(prompt, 3, 8, None)
+    found = prompt_embeddings(prompt, 3, PromptShape(8))
     assert torch.equal(found.embeds, prompt.embeds.expand(3, 4, 8))
-    null = prompt_embeddings(None, 2, 8, 5)
+    null = prompt_embeddings(None, 2, PromptShape(8, 5))
     assert null.pooled is not None
     assert (null.embeds.shape, null.pooled.shape, int(null.embeds.count_nonzero())) == ((2, 1, 8), (2, 5), 0)
 

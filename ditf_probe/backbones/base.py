@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from ditf_probe.errors import InputError
 
-Tap = Literal["attention", "mlp"]
+Tap = Literal["attention", "mlp", "query", "key", "value"]
+"""Where a block is read: the stream before its first or second AdaLN, or a projection of its attention."""
+
+ModulationCondition = Literal["t+c", "t", "c"]
+"""What shift and scale are computed from: timestep and condition, or one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,11 @@ class Norm:
 class TappedBlock:
     """What stands before one sub-layer of one block, image tokens only.
 
+    Several timesteps S come as one more axis behind the first: streams `(B, S, N, C)`, modulations `(B, S, C)`.
+
     Attributes:
-        hidden_states: `(B, N, C)` raw residual stream, N = h * w in row-major order, as the model computed it.
+        hidden_states: `(B, N, C)` raw residual stream, N = h * w in row-major order, as the model computed it; or the
+            queries, keys or values of all heads, after their norm and before the position encoding.
         shift: `(B, C)`, or None where the model has none.
         scale: `(B, C)`, or None where the model has none; the AdaLN multiplies by 1 + scale.
         gate: `(B, C)`, or None. Never applied to features; its large entries sit on the massive channels.
@@ -75,6 +82,7 @@ class Backbone(nn.Module, ABC):
         channels: Width of the residual stream, of the last block where the blocks differ.
         stride: Pixels of the prepared image per token side, the largest where the blocks differ.
         num_timesteps: The last timestep; they run from 0 (clean) to this number, which is 0 for models without noise.
+        modulation_conditions: What its shift and scale can be computed from.
     """
 
     name: str
@@ -82,6 +90,7 @@ class Backbone(nn.Module, ABC):
     channels: int
     stride: int
     num_timesteps: int = 1000
+    modulation_conditions: tuple[ModulationCondition, ...] = ("t+c",)
 
     @staticmethod
     def from_model(transformer: nn.Module, vae: nn.Module | None = None, **options: Any) -> "Backbone":
@@ -148,7 +157,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def taps(self, block: int) -> tuple[Tap, ...]:
-        """The taps that a block has: both, or "attention" alone where it has one AdaLN only."""
+        """The taps that a block has; "mlp" is missing where it has one AdaLN only."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -160,7 +169,7 @@ class Backbone(nn.Module, ABC):
         images: Tensor,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         image_ids: Sequence[str] | None = None,
         conditions: Any = None,
@@ -172,8 +181,9 @@ class Backbone(nn.Module, ABC):
         Args:
             images: `(B, 3, H, W)` in [0, 1], sides multiples of the common stride of the blocks.
             blocks: Block indices; negative ones count from the end.
-            timestep: Noise level, 0 to `num_timesteps`.
-            tap: "attention" (the stream before the block's first AdaLN) or "mlp" (before the second).
+            timestep: Noise level, 0 to `num_timesteps`, or several.
+            tap: "attention" (the stream before the block's first AdaLN), "mlp" (before the second), "query", "key" or
+                "value".
             image_ids: Seeds of the noise; None hashes the pixels of each image.
             conditions: Class labels `(B,)`, prompts, or None for the null condition.
             ensemble: Number of noise draws; stream, shift, scale and gate are their means.

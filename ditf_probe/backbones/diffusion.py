@@ -1,31 +1,31 @@
 """A diffusers transformer as a backbone: encode, noise, run as far as needed, average over draws."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.block_taps import BlockTap, group_taps, modulation_conditions, tap_block
 from ditf_probe.backbones.checks import (
     check_blocks,
+    check_condition,
     check_embedding,
     check_ids,
     check_images,
-    check_timestep,
+    check_timesteps,
     find_family,
 )
+from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import known_sha256, plain
-from ditf_probe.backbones.latents import Encoded, LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise
-from ditf_probe.backbones.taps import BlockTap, containers, find_block, recording, tap_block
+from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash
+from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
-
-Condition = Tensor | PromptEmbeddings
 
 
 class DiffusionBackbone(Backbone):
@@ -33,7 +33,7 @@ class DiffusionBackbone(Backbone):
 
     Args:
         transformer: A diffusers model of a class in `FAMILIES`. Set to eval mode and frozen.
-        vae: Its autoencoder (the AutoencoderKL kind), or None for a model of RGB pixels in [-1, 1].
+        vae: Its autoencoder, of a class in `AUTOENCODERS`, or None for a model of RGB pixels in [-1, 1].
         name: Short name for tables; the class name by default.
         scheduler: diffusers scheduler whose `add_noise` noises for "ddpm"; by default the one of DiT (linear betas
             from 0.0001 to 0.02 over 1000 steps). Flow noising needs none.
@@ -81,10 +81,11 @@ class DiffusionBackbone(Backbone):
         self.name = name or type(transformer).__name__
         self.patch = self.family.patch(config, self.latents.channels)
         self.stride = self.patch * self.latents.stride
-        self.channels = int(config.num_attention_heads * config.attention_head_dim)
+        self.channels = self.family.width(config)
         self.num_blocks = sum(len(blocks) for _, blocks in containers(transformer, self.family))
         if self.scheduler is not None:  # a schedule counts its noised steps from 0
             self.num_timesteps = self.scheduler.config.num_train_timesteps - 1
+        self.modulation_conditions = modulation_conditions(self.family)
         self._weights_sha256 = weights_sha256
         self.requires_grad_(False).eval()
 
@@ -92,7 +93,7 @@ class DiffusionBackbone(Backbone):
         """The taps that a block has."""
         (index,) = check_blocks([block], self.num_blocks)
         group, _, _ = find_block(self.transformer, self.family, index)
-        return ("attention", "mlp") if group.mlp is not None else ("attention",)
+        return group_taps(group)
 
     @torch.no_grad()
     def forward(
@@ -100,84 +101,76 @@ class DiffusionBackbone(Backbone):
         images: Tensor,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         image_ids: Sequence[str] | None = None,
         conditions: Any = None,
         ensemble: int = 1,
         seed: int = 0,
+        modulation_condition: ModulationCondition = "t+c",
     ) -> dict[int, TappedBlock]:
-        """Runs the frozen model as far as the last requested block; see `Backbone.forward`."""
+        """Runs the frozen model as far as the last requested block; see `Backbone.forward`.
+
+        Args:
+            images: As in `Backbone.forward`, as are the other arguments but the last.
+            blocks: Block indices.
+            timestep: One noise level, or several, which run as one batch.
+            tap: Where to read.
+            image_ids: Seeds of the noise.
+            conditions: Class labels or prompts.
+            ensemble: Number of noise draws.
+            seed: Seed of the noise.
+            modulation_condition: What shift, scale and gate of the tapped blocks are computed from: timestep and
+                condition, or one of them. The pass itself always has both.
+        """
         check_images(images, self.stride)
-        check_timestep(timestep, self.num_timesteps)
+        timesteps = check_timesteps(timestep, self.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
         check_choice("tap", tap, Tap)
-        taps = [tap_block(self.transformer, self.family, i, tap) for i in check_blocks(blocks, self.num_blocks)]
+        check_condition(modulation_condition, self.modulation_conditions, self.name)
+        chosen = check_blocks(blocks, self.num_blocks)
+        taps = [tap_block(self.transformer, self.family, index, tap, modulation_condition) for index in chosen]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))
-        grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)
-        parts = []
-        for rows in _slices(len(images), max(1, self.max_batch // ensemble)):
-            encoded = self.latents.encode(images[rows].to(self.device))
-            chosen = torch.arange(rows.start, rows.stop, device=self.device)
-            batch = _Batch(encoded, ids[rows], condition[chosen], timestep, seed)
-            parts.append(self._ensemble(batch, taps, grid, ensemble))
-        return {tapped.index: TappedBlock.join([part[tapped.index] for part in parts], torch.cat) for tapped in taps}
+        noising = partial(ddpm_noising, scheduler=self.scheduler) if self.scheduler is not None else flow_noising
+        draws = Draws(timesteps, ensemble, seed, noising, self.max_batch)
+        found = run_draws(images.to(self.device), ids, condition, self.latents, draws, partial(self._run, taps))
+        return only_timestep(found) if isinstance(timestep, int) else found
 
     def _condition(self, conditions: Any, count: int) -> Condition:
         config = self.transformer.config
-        if self.family.condition == "class":
+        if self.family.text is None:
             return class_labels(conditions, count, config.num_embeds_ada_norm).to(self.device)
         if self.class_embedding is not None:
             null = self.class_embedding.num_embeddings - 1
             vectors = self.class_embedding(class_labels(conditions, count, null).to(self.device))
             vectors = vectors.to(self.transformer.dtype)
             return PromptEmbeddings(vectors[:, None], vectors)
-        assert self.family.text_width is not None
-        pooled = None if self.family.pooled_width is None else config[self.family.pooled_width]
-        prompts = prompt_embeddings(conditions, count, config[self.family.text_width], pooled)
+        prompts = prompt_embeddings(conditions, count, self.family.text(config))
         return prompts.to(self.device, self.transformer.dtype)
 
-    def _ensemble(
-        self, batch: "_Batch", taps: Sequence[BlockTap], grid: tuple[int, int], ensemble: int
-    ) -> dict[int, TappedBlock]:
-        """Means over the draws of a batch of images; a single draw stays as the model computed it."""
-        sums: dict[int, TappedBlock] = {}
-        for draws in _slices(ensemble, self.max_batch):
-            found = self._run(batch, range(draws.start, draws.stop), taps, grid)
-            if ensemble == 1:
-                return found
-            for index, tapped in found.items():
-                part = tapped.map(lambda x: x.float().reshape(len(batch), -1, *x.shape[1:]).sum(1))
-                sums[index] = TappedBlock.join([sums[index], part], _sum) if index in sums else part
-        return {index: tapped.map(lambda x: x / ensemble) for index, tapped in sums.items()}
-
-    def _run(
-        self, batch: "_Batch", draws: range, taps: Sequence[BlockTap], grid: tuple[int, int]
-    ) -> dict[int, TappedBlock]:
-        """One pass over all draws of all images, rows image by image."""
-        noisy = torch.stack([self._noisy(batch, image, draw) for image in range(len(batch)) for draw in draws])
-        rows = torch.arange(len(batch), device=self.device).repeat_interleave(len(draws))
+    def _run(self, taps: Sequence[BlockTap], batch: NoisyBatch, draws: range) -> dict[int, TappedBlock]:
+        """One pass over all timesteps and draws of all images, in the order of `NoisyBatch.rows`."""
+        rows = batch.rows(draws)
+        noisy = torch.stack([batch.noisy(*row) for row in rows])
+        grid = (noisy.shape[2] // self.patch, noisy.shape[3] // self.patch)
+        images = torch.tensor([image for image, _, _ in rows], device=self.device)
+        times = [self.family.time(timestep) for _, timestep, _ in rows]
         inputs = ModelInputs(
             latents=noisy.to(self.transformer.dtype),
-            time=torch.full((len(noisy),), self.family.time(batch.timestep), device=self.device),
-            condition=batch.condition[rows],
+            time=torch.tensor(times, device=self.device),
+            condition=batch.condition[images],
             grid=grid,
             patch=self.patch,
             guidance=self.guidance,
+            size=(grid[0] * self.stride, grid[1] * self.stride),
+            config=self.transformer.config,
         )
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
         return {tapped.index: tapped.assemble(record, grid) for tapped in taps}
-
-    def _noisy(self, batch: "_Batch", image: int, draw: int) -> Tensor:
-        clean = batch.encoded.draw(image, seed=batch.seed, image_id=batch.ids[image], draw=draw)
-        eps = noise(clean.shape, seed=batch.seed, image_id=batch.ids[image], draw=draw, timestep=batch.timestep)
-        if self.scheduler is not None:
-            return ddpm_noising(clean[None], eps[None].to(clean.device), batch.timestep, self.scheduler)[0]
-        return flow_noising(clean, eps.to(clean.device), batch.timestep)
 
     def untrained(self, seed: int = 0) -> "DiffusionBackbone":
         """The same configuration with diffusers' default initialisation; the autoencoder is shared and stays trained.
@@ -222,32 +215,9 @@ class DiffusionBackbone(Backbone):
 
     @property
     def _takes_labels(self) -> bool:
-        return self.family.condition == "class" or self.class_embedding is not None
+        return self.family.text is None or self.class_embedding is not None
 
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, or of the tensors in memory where there is no file."""
         return known_sha256(self._weights_sha256, self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Images that are run together."""
-
-    encoded: Encoded
-    ids: list[str]
-    condition: Condition
-    timestep: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] + parts[1]
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

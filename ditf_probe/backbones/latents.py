@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ditf_probe.backbones.autoencoders import AUTOENCODERS
 from ditf_probe.errors import InputError, check_choice
 
 Posterior = Literal["mode", "sample"]
@@ -78,7 +79,7 @@ class LatentSpace(nn.Module):
     """Encodes images into the space in which a transformer denoises.
 
     Args:
-        vae: A diffusers autoencoder, or None for pixel space (the image itself in [-1, 1]).
+        vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (images in [-1, 1]).
         posterior: "mode", or "sample" for one sample of the posterior per draw (what training and the reference do).
 
     Attributes:
@@ -86,7 +87,7 @@ class LatentSpace(nn.Module):
         channels: Channels of the latents.
 
     Raises:
-        InputError: Unknown posterior, or an autoencoder of unknown stride.
+        InputError: Unknown posterior, an unknown autoencoder, or one without a posterior to sample.
     """
 
     def __init__(self, vae: nn.Module | None = None, posterior: Posterior = "mode") -> None:
@@ -96,11 +97,12 @@ class LatentSpace(nn.Module):
         self.posterior = posterior
         self.stride, self.channels = 1, 3
         if vae is not None:
+            name = type(vae).__name__
+            if name not in AUTOENCODERS:
+                raise InputError("vae", name, f"use one of {', '.join(AUTOENCODERS)}")
+            self.entry = AUTOENCODERS[name]
             config: Any = vae.config
-            levels = getattr(config, "block_out_channels", None)
-            if levels is None:
-                raise InputError("vae", type(vae).__name__, "use an autoencoder of the AutoencoderKL kind")
-            self.stride, self.channels = 2 ** (len(levels) - 1), int(config.latent_channels)
+            self.stride, self.channels = self.entry.stride(config), self.entry.channels(config)
 
     def encode(self, images: Tensor) -> Encoded:
         """Encodes prepared images once, whatever the ensemble.
@@ -109,22 +111,23 @@ class LatentSpace(nn.Module):
             images: `(B, 3, H, W)` in [0, 1].
 
         Returns:
-            Latents with the autoencoder's shift and scaling factor applied.
+            Latents as the transformer was trained to see them.
+
+        Raises:
+            InputError: A sample is asked of an autoencoder that has no posterior.
         """
         pixels = 2 * images.float() - 1
         if self.vae is None:
             return Encoded(pixels, None)
         vae: Any = self.vae
-        distribution = vae.encode(pixels.to(next(vae.parameters()).dtype)).latent_dist
-        offset, scaling = _normalisation(vae.config, pixels.device)
-        mean = (distribution.mean.float() - offset) * scaling
-        return Encoded(mean, distribution.std.float() * scaling if self.posterior == "sample" else None)
-
-
-def _normalisation(config: Any, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
-    """What to subtract from raw latents, and then to multiply by: numbers, or `(1, C, 1, 1)` per channel."""
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None or std is None:
-        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
-    per_channel = torch.tensor([mean, std], dtype=torch.float32, device=device).reshape(2, 1, -1, 1, 1)
-    return per_channel[0], config.scaling_factor / per_channel[1]
+        pixels = pixels.to(next(vae.parameters()).dtype)
+        found = vae.encode(pixels[:, :, None] if self.entry.video else pixels)
+        distribution = getattr(found, "latent_dist", None)
+        if distribution is None:  # an autoencoder that is not variational
+            if self.posterior == "sample":
+                raise InputError("posterior", self.posterior, f"{type(vae).__name__} has no posterior, use mode")
+            return Encoded(self.entry.latents(vae, found.latent), None)
+        mean = self.entry.latents(vae, distribution.mean)
+        if self.posterior == "mode":
+            return Encoded(mean, None)
+        return Encoded(mean, self.entry.latents(vae, distribution.std, spread=True))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def pack_patches(images: Tensor, patch: int) -> Tensor:
@@ -38,6 +39,19 @@ def unpack_patches(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     rows, columns = grid
     patches = tokens.reshape(len(tokens), rows, columns, -1, patch, patch)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch, columns * patch)
+
+
+def fold_patches(images: Tensor, patch: int) -> Tensor:
+    """Turns squares of pixels into channels.
+
+    Args:
+        images: `(B, C, H, W)`, sides multiples of `patch`.
+        patch: Side of a square.
+
+    Returns:
+        `(B, C * patch**2, H/patch, W/patch)`; channel first, then row, then column, as in `pack_patches`.
+    """
+    return F.pixel_unshuffle(images, patch)
 
 
 def position_ids(grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, Norm, Tap, TappedBlock
-from ditf_probe.backbones.checks import check_blocks, check_images, check_timestep
+from ditf_probe.backbones.checks import check_blocks, check_images, check_timesteps
 from ditf_probe.backbones.fingerprint import known_sha256
 from ditf_probe.errors import InputError
 
@@ -86,7 +86,7 @@ class TimmBackbone(Backbone):
         images: Tensor,
         *,
         blocks: Sequence[int],
-        timestep: int = 0,
+        timestep: int | Sequence[int] = 0,
         tap: Tap = "mlp",
         image_ids: Sequence[str] | None = None,
         conditions: Any = None,
@@ -99,7 +99,7 @@ class TimmBackbone(Backbone):
         """
         del image_ids, conditions, ensemble, seed
         chosen = check_blocks(blocks, self.num_blocks)
-        check_timestep(timestep, self.num_timesteps)
+        check_timesteps(timestep, self.num_timesteps)
         if tap not in self.taps(chosen[0]):
             raise InputError("tap", tap, f"the blocks of {self.name} show their output only, use mlp")
         check_images(images, self.common_stride(chosen))
@@ -109,7 +109,10 @@ class TimmBackbone(Backbone):
             remedy = f"{self.name} is built for {fixed[0]} x {fixed[1]} pixels alone, set image_size to that"
             raise InputError("images", f"{size[0]} x {size[1]}", remedy)
         parts = [self._run(part.to(self.device), sorted(chosen)) for part in images.split(self.max_batch)]
-        return {block: TappedBlock.join([part[block] for part in parts], torch.cat) for block in chosen}
+        found = {block: TappedBlock.join([part[block] for part in parts], torch.cat) for block in chosen}
+        if isinstance(timestep, int):
+            return found
+        return {block: tapped.map(lambda x: x[:, None]) for block, tapped in found.items()}
 
     def _run(self, images: Tensor, blocks: list[int]) -> dict[int, TappedBlock]:
         pixels = (images.float() - self.mean) / self.std

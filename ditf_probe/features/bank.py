@@ -60,7 +60,7 @@ class FeatureBank:
         for block in self.extractor.blocks:
             tokens = sum(height * width // backbone.stride_at(block) ** 2 for height, width in canvases)
             total += (tokens * self.dtype.itemsize + modulation) * backbone.channels_at(block)
-        return total
+        return total * len(self.extractor.timesteps)
 
     def fill(
         self,

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
-from ditf_probe.backbones.checks import check_timestep
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
 from ditf_probe.features.debias import PositionBasis, project_out
@@ -19,6 +19,7 @@ from ditf_probe.features.settings import (
     SizeRule,
     check_channels,
     check_multiple,
+    check_recipe,
     check_tap,
 )
 from ditf_probe.geometry import Filter, Mode, Transform
@@ -30,8 +31,8 @@ class FeatureExtractor:
     Args:
         backbone: Where the residual stream comes from.
         blocks: Block indices; negative ones count from the end.
-        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`.
-        tap: "attention" (before the first AdaLN of a block) or "mlp" (before the second).
+        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`; of several, features are the mean.
+        tap: "attention" (before the first AdaLN of a block), "mlp" (before the second), or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (zero the massive channels before the norm, as the reference code does) or
             "post_adaln" (after the modulation, as the paper says).
@@ -47,6 +48,8 @@ class FeatureExtractor:
             out what the features of noise images have in common at each position (`features.debias`).
         debias_components: Number of directions that "svd" projects out.
         debias_images: Number of noise images of "svd".
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c"), where
+            the backbone can take them apart. The pass itself always has both.
 
     Attributes:
         blocks: Block indices from 0.
@@ -61,7 +64,7 @@ class FeatureExtractor:
         backbone: Backbone,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         modulation: Modulate = "adaln",
         discard: Discard = "none",
@@ -76,19 +79,20 @@ class FeatureExtractor:
         position_debias: PositionDebias = "none",
         debias_components: int = 20,
         debias_images: int = 4,
+        modulation_condition: ModulationCondition = "t+c",
     ) -> None:
         check_choice("tap", tap, Tap)
-        check_choice("modulation", modulation, Modulate)
-        check_choice("discard", discard, Discard)
-        check_choice("position_debias", position_debias, PositionDebias)
-        check_timestep(timestep, backbone.num_timesteps)
+        check_recipe(modulation, discard, position_debias)
+        check_condition(modulation_condition, backbone.modulation_conditions, backbone.name)
+        self.timesteps = check_timesteps(timestep, backbone.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
         if not massive_ratio > 0:
             raise InputError("massive_ratio", massive_ratio, "use a positive number, such as 100")
         self.backbone = backbone
         self.blocks = check_tap(backbone, blocks, tap)
-        self.timestep, self.tap = timestep, tap
+        self.timestep = timestep if isinstance(timestep, int) else list(self.timesteps)
+        self.tap, self.modulation_condition = tap, modulation_condition
         self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
         self.massive_channels = check_channels(massive_channels, min(map(backbone.channels_at, self.blocks)))
         self.massive_ratio = massive_ratio
@@ -154,6 +158,7 @@ class FeatureExtractor:
             conditions=conditions,
             ensemble=self.ensemble,
             seed=self.seed,
+            **({} if self.modulation_condition == "t+c" else {"modulation_condition": self.modulation_condition}),
         )
         return tapped
 
@@ -183,9 +188,7 @@ class FeatureExtractor:
         modulation = self.modulation if modulation is None else modulation
         discard = self.discard if discard is None else discard
         position_debias = self.position_debias if position_debias is None else position_debias
-        check_choice("modulation", modulation, Modulate)
-        check_choice("discard", discard, Discard)
-        check_choice("position_debias", position_debias, PositionDebias)
+        check_recipe(modulation, discard, position_debias)
         found = {}
         for index, block in tapped.items():
             maps = self._made(index, block, modulation, discard)
@@ -240,6 +243,7 @@ class FeatureExtractor:
             "blocks": list(self.blocks),
             "timestep": self.timestep,
             "tap": self.tap,
+            "modulation_condition": self.modulation_condition,
             "modulation": self.modulation,
             "discard": self.discard,
             "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
 
 Modulate = Literal["none", "layer_norm", "adaln"]
@@ -23,8 +23,8 @@ class FeatureSettings:
 
     Attributes:
         blocks: Flat block indices.
-        timestep: Noise level, 0 (clean) to 1000.
-        tap: "attention" or "mlp": before which AdaLN.
+        timestep: Noise level, 0 (clean) to 1000; of several, features are the mean.
+        tap: "attention" or "mlp": before which AdaLN; or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (reference code) or "post_adaln" (paper).
         massive_channels: "auto" (calibrated) or the indices, the same for every block.
@@ -39,10 +39,11 @@ class FeatureSettings:
             out what the features of noise images have in common at each position (INSID3), which needs no data.
         debias_components: Number of directions that "svd" projects out.
         debias_images: Number of noise images of "svd".
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c").
     """
 
     blocks: list[int]
-    timestep: int
+    timestep: int | list[int]
     tap: Tap = "mlp"
     modulation: Modulate = "adaln"
     discard: Discard = "none"
@@ -57,6 +58,7 @@ class FeatureSettings:
     position_debias: PositionDebias = "none"
     debias_components: int = 20
     debias_images: int = 4
+    modulation_condition: ModulationCondition = "t+c"
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,27 @@ def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
     """Block indices from 0 of blocks that all have the tap.
 
     Raises:
-        InputError: One is out of range, or has one AdaLN only.
+        InputError: One is out of range, or lacks the tap.
     """
     found = check_blocks(blocks, backbone.num_blocks)
     for block in found:
         if tap not in backbone.taps(block):
-            raise InputError("tap", tap, f"block {block} of {backbone.name} has one AdaLN only, use tap attention")
+            reason = "has one AdaLN only" if tap == "mlp" else "does not have it"
+            raise InputError(
+                "tap", tap, f"block {block} of {backbone.name} {reason}, use {', '.join(backbone.taps(block))}"
+            )
     return found
+
+
+def check_recipe(modulation: str, discard: str, position_debias: str) -> None:
+    """How features are made from a stream.
+
+    Raises:
+        InputError: An unknown choice.
+    """
+    check_choice("modulation", modulation, Modulate)
+    check_choice("discard", discard, Discard)
+    check_choice("position_debias", position_debias, PositionDebias)
 
 
 def check_channels(channels: Literal["auto"] | Sequence[int], width: int) -> Literal["auto"] | list[int]:

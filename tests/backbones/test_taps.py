@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.block_taps import fold_norm_weights, image_tokens, read_norm, tap_block
 from ditf_probe.backbones.families import FAMILIES, Modulation, first_input, output
-from ditf_probe.backbones.taps import HookPoint, fold_norm_weights, image_tokens, read_norm, recording, tap_block
+from ditf_probe.backbones.taps import HookPoint, recording
 
 
 def hooks(model: nn.Module) -> int:

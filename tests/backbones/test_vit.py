@@ -188,6 +188,7 @@ def test_batches_and_what_has_no_meaning_without_noise() -> None:
     for row in range(5):
         alone = backbone(images[row : row + 1], blocks=[1])[1].hidden_states[0]
         torch.testing.assert_close(together[1].hidden_states[row], alone, rtol=1e-5, atol=1e-5)
+    assert backbone(images, blocks=[1], timestep=[0])[1].hidden_states.shape == (5, 1, 6, 64)
 
 
 def test_frozen_and_in_eval_mode() -> None:

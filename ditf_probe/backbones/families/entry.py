@@ -1,19 +1,16 @@
-"""One declarative entry per diffusers class: where its AdaLN layers are and how it wants to be called.
+"""The parts of an entry: what has to be said about a diffusers class to run and tap it.
 
-A new family is one entry in `FAMILIES`. Paths are dotted; a block is numbered flat over the containers in order.
-Checked against the source of diffusers 0.42.
+Paths are dotted; a block is numbered flat over the containers in order.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from ditf_probe.backbones.packing import pack_patches, position_ids
-from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.conditions import PromptEmbeddings, PromptShape
 from ditf_probe.errors import InputError
 
 Noising = Literal["flow", "ddpm"]
@@ -76,6 +73,7 @@ class SubLayer:
         shift: Chunk of the modulation, None where the model has none.
         scale: As `shift`.
         gate: As `shift`.
+        into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
     """
 
@@ -84,7 +82,44 @@ class SubLayer:
     shift: int | None
     scale: int | None
     gate: int | None
+    into: str
     read: Callable[[Call], Tensor] = first_input
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """Where query, key and value of the image tokens are computed, and the norms of query and key.
+
+    Attributes:
+        query: Path of the linear layer.
+        key: As `query`.
+        value: As `query`.
+        query_norm: Path of the norm before the position encoding; there may be no such module.
+        key_norm: As `query_norm`.
+        order: Where the image tokens sit in what the layers compute; None as in the stream of the block.
+    """
+
+    query: str = "attn.to_q"
+    key: str = "attn.to_k"
+    value: str = "attn.to_v"
+    query_norm: str = "attn.norm_q"
+    key_norm: str = "attn.norm_k"
+    order: TokenOrder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingParts:
+    """The modules whose outputs add up to the embedding that the modulation of a block is computed from.
+
+    Attributes:
+        time: Paths of those that see the timestep (and the guidance); a path that the model lacks is passed over.
+        condition: Paths of those that see the class or the prompt; empty where neither enters the modulation.
+        shared: The paths start at the transformer instead of the block.
+    """
+
+    time: tuple[str, ...]
+    condition: tuple[str, ...] = ()
+    shared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +132,7 @@ class BlockGroup:
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
         order: Where the image tokens sit in the stream.
+        projections: Where query, key and value are computed; None if they cannot be read.
     """
 
     container: str
@@ -104,6 +140,7 @@ class BlockGroup:
     attention: SubLayer
     mlp: SubLayer | None
     order: TokenOrder = "image_only"
+    projections: Projections | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +154,8 @@ class ModelInputs:
         grid: (h, w) of the token grid.
         patch: Side of a token in latents.
         guidance: Guidance scale for models that embed it, else None.
+        size: (height, width) of the prepared images in pixels.
+        config: Of the transformer.
     """
 
     latents: Tensor
@@ -125,6 +164,19 @@ class ModelInputs:
     grid: tuple[int, int]
     patch: int
     guidance: float | None
+    size: tuple[int, int]
+    config: Any
+
+    @property
+    def prompt(self) -> PromptEmbeddings:
+        """The condition of a model that takes prompts."""
+        assert isinstance(self.condition, PromptEmbeddings)
+        return self.condition
+
+
+def heads_times_channels(config: Any) -> int:
+    """Channels of the stream where the config gives attention heads and channels per head."""
+    return int(config.num_attention_heads * config.attention_head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +189,12 @@ class Family:
         patch: From its config and the number of latent channels to the side of a token in latents.
         noising: How its training noised images.
         time: From a timestep in 0 to 1000 to the model's own unit.
-        condition: What it takes: class labels or prompts.
-        text_width: Key of its config that holds the width of text tokens.
-        pooled_width: Key of its config that holds the width of the pooled prompt.
+        text: From its config to the shape of its prompts; None takes class labels.
+        tiny: Arguments of the class for a very small model; every test of entries runs on it.
+        vae: Class of its autoencoder, a key of `AUTOENCODERS`.
+        width: From its config to the channels of the stream.
+        parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
+            condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -147,9 +202,11 @@ class Family:
     patch: Callable[[Any, int], int]
     noising: Noising
     time: Callable[[float], float]
-    condition: Literal["class", "prompt"]
-    text_width: str | None = None
-    pooled_width: str | None = None
+    text: Callable[[Any], PromptShape] | None
+    tiny: Mapping[str, Any]
+    vae: str = "AutoencoderKL"
+    width: Callable[[Any], int] = field(default=heads_times_channels)
+    parts: EmbeddingParts | None = None
 
 
 def as_it_is(timestep: float) -> float:
@@ -177,68 +234,3 @@ def packed_patch(config: Any, latent_channels: int) -> int:
         remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
         raise InputError("vae", f"{latent_channels} latent channels", remedy)
     return patch
-
-
-def call_dit(inputs: ModelInputs) -> dict[str, Any]:
-    """Whole latents, time and class label."""
-    return {"hidden_states": inputs.latents, "timestep": inputs.time, "class_labels": inputs.condition}
-
-
-def call_flux(inputs: ModelInputs) -> dict[str, Any]:
-    """Packed tokens with their positions, time, guidance, text tokens and the pooled prompt."""
-    prompt = inputs.condition
-    assert isinstance(prompt, PromptEmbeddings)
-    if prompt.mask is not None:
-        raise InputError("conditions.mask", tuple(prompt.mask.shape), "this model attends to every token, give None")
-    ids = position_ids(inputs.grid, inputs.latents.device)
-    guidance = None if inputs.guidance is None else torch.full_like(inputs.time, inputs.guidance)
-    return {
-        "hidden_states": pack_patches(inputs.latents, inputs.patch),
-        "encoder_hidden_states": prompt.embeds,
-        "pooled_projections": prompt.pooled,
-        "timestep": inputs.time,
-        "guidance": guidance,
-        "img_ids": ids,
-        "txt_ids": ids.new_zeros(prompt.embeds.shape[1], 3),
-    }
-
-
-def adaln_zero_blocks(mlp_norm: str) -> BlockGroup:
-    """Blocks whose first AdaLN computes the six chunks of both; `mlp_norm` is the path of the norm of the second."""
-    return BlockGroup(
-        "transformer_blocks",
-        Modulation("norm1.linear"),
-        attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2),
-        mlp=SubLayer(mlp_norm, norm=mlp_norm, shift=3, scale=4, gate=5),
-    )
-
-
-FAMILIES: dict[str, Family] = {
-    "DiTTransformer2DModel": Family(
-        groups=(adaln_zero_blocks("norm3"),),
-        call=call_dit,
-        patch=spatial_patch,
-        noising="ddpm",
-        time=as_it_is,
-        condition="class",
-    ),
-    "FluxTransformer2DModel": Family(
-        groups=(
-            adaln_zero_blocks("norm2"),
-            BlockGroup(
-                "single_transformer_blocks",
-                Modulation("norm.linear"),
-                attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2),
-                mlp=None,
-                order="text_first",
-            ),
-        ),
-        call=call_flux,
-        patch=packed_patch,
-        noising="flow",
-        time=as_fraction,
-        condition="prompt",
-        text_width="joint_attention_dim",
-        pooled_width="pooled_projection_dim",
-    ),
-}

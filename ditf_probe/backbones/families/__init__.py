@@ -1,0 +1,39 @@
+"""One declarative entry per diffusers class: where its AdaLN layers are and how it wants to be called.
+
+A new family is one entry in one of the files beside this one. Checked against the source of diffusers 0.42.
+"""
+
+from ditf_probe.backbones.families.cross import CROSS
+from ditf_probe.backbones.families.entry import (
+    BlockGroup,
+    Call,
+    EmbeddingParts,
+    Family,
+    ModelInputs,
+    Modulation,
+    Noising,
+    Projections,
+    SubLayer,
+    TokenOrder,
+    first_input,
+    output,
+)
+from ditf_probe.backbones.families.joint import JOINT
+
+FAMILIES: dict[str, Family] = CROSS | JOINT
+
+__all__ = [
+    "FAMILIES",
+    "BlockGroup",
+    "Call",
+    "EmbeddingParts",
+    "Family",
+    "ModelInputs",
+    "Modulation",
+    "Noising",
+    "Projections",
+    "SubLayer",
+    "TokenOrder",
+    "first_input",
+    "output",
+]

@@ -1,0 +1,319 @@
+"""Every entry on a very small model with random weights: an entry that is added needs no test of its own.
+
+References hook the input of the next sub-layer and share no code with taps and extractor.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ditf_probe.backbones.autoencoders import AUTOENCODERS
+from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.draws import NoisyBatch
+from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
+from ditf_probe.features.extractor import FeatureExtractor
+
+T = 260
+IDS = ["a", "b"]
+CASES = [(name, tap) for name, family in FAMILIES.items() for tap in ("attention", "mlp")]
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Random parameters and statistics, so that no AdaLN is the identity by accident."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2  # keeps the size of what passes through
+        middle = 1.0 if parameter.ndim == 1 and "norm" in name and name.endswith("weight") else 0.0
+        parameter.data = middle + spread * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return model.eval()
+
+
+def build(name: str) -> Backbone:
+    family = FAMILIES[name]
+    transformer = randomise(getattr(diffusers, name)(**family.tiny))
+    vae = randomise(getattr(diffusers, family.vae)(**AUTOENCODERS[family.vae].tiny))
+    return Backbone.from_model(transformer, vae)
+
+
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, Backbone]:
+    return {}
+
+
+@pytest.fixture
+def backbone(name: str, backbones: dict[str, Backbone]) -> Backbone:
+    """Built once per class."""
+    if name not in backbones:
+        backbones[name] = build(name)
+    return backbones[name]
+
+
+def pictures(backbone: Backbone, rows: int = 3, columns: int = 5) -> Tensor:
+    """Two images that are not square."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, rows * backbone.stride, columns * backbone.stride, generator=generator)
+
+
+def blocks_with(backbone: Backbone, tap: str) -> list[int]:
+    return [block for block in range(backbone.num_blocks) if tap in backbone.taps(block)]
+
+
+def all_blocks(backbone: Backbone) -> Iterator[tuple[Any, nn.Module]]:
+    for group in backbone.family.groups:
+        for block in backbone.transformer.get_submodule(group.container):
+            yield group, block
+
+
+def call_arguments(backbone: Backbone, images: Tensor) -> dict[str, Any]:
+    """What the backbone calls the transformer with."""
+    seen: list[dict[str, Any]] = []
+    handle = backbone.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    try:
+        backbone(images, blocks=[0], timestep=T, tap="attention", image_ids=IDS)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def tensors_of(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    return [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 3]
+
+
+def as_tokens(x: Tensor, batch: int, channels: int) -> Tensor | None:
+    """`(B, tokens, C)` from the layouts that occur: channels first, or tokens before the batch."""
+    if x.ndim == 4 and x.shape[:2] == (batch, channels):
+        return x.flatten(2).transpose(1, 2)
+    if x.ndim == 3 and x.shape[-1] == channels:
+        return x if x.shape[0] == batch else x.transpose(0, 1)
+    return None
+
+
+@torch.no_grad()
+def entering(backbone: Backbone, tap: str, images: Tensor) -> dict[int, Tensor]:
+    """What enters the next sub-layer of every block in a whole pass: the first tensor that holds the image tokens."""
+    found: dict[int, Tensor] = {}
+    count = images.shape[2] * images.shape[3] // backbone.stride**2
+    handles = []
+    for index, (group, block) in enumerate(all_blocks(backbone)):
+        layer = getattr(group, tap)
+        if layer is None:
+            continue
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], index: int = index, order=group.order) -> None:
+            for x in tensors_of(args, kwargs):
+                tokens = as_tokens(x, len(images), backbone.channels)
+                if index not in found and tokens is not None and tokens.shape[1] >= count:
+                    found[index] = tokens[:, -count:] if order == "text_first" else tokens[:, :count]
+
+        handles.append(block.get_submodule(layer.into).register_forward_pre_hook(hook, with_kwargs=True))
+    arguments = call_arguments(backbone, images)
+    try:
+        with contextlib.suppress(RuntimeError):  # some classes cannot unpack what is not square, after their last block
+            backbone.transformer(**arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("name", "tap"), CASES)
+def test_features_are_what_enters_the_next_sublayer(name: str, tap: str, backbone: Backbone) -> None:
+    images, blocks = pictures(backbone), blocks_with(backbone, tap)
+    reference = entering(backbone, tap, images)
+    assert list(reference) == blocks
+    if not blocks:
+        assert tap == "mlp"
+        return
+    features = FeatureExtractor(backbone, blocks=blocks, timestep=T, tap=tap)(images, IDS)
+    for block in blocks:
+        expected = reference[block].transpose(1, 2).reshape(2, -1, 3, 5)
+        assert relative_error(features[block], expected) <= 1e-6, f"block {block}"
+        assert backbone.channels == features[block].shape[1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_moving_one_patch_moves_one_token(name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first AdaLN no token has seen another one. An autoencoder sees further, so it is latents that change."""
+    images = pictures(backbone)
+    encode, moved = backbone.latents.encode, []
+
+    def changed(pixels: Tensor) -> Any:
+        encoded = encode(pixels)
+        if moved:
+            patch = backbone.patch
+            encoded.mean[:, :, 1 * patch : 2 * patch, 3 * patch : 4 * patch] += 1.0
+        return encoded
+
+    monkeypatch.setattr(backbone.latents, "encode", changed)
+    runs = []
+    for _ in range(2):
+        runs.append(backbone(images, blocks=[0], timestep=T, tap="attention", image_ids=IDS)[0])
+        moved.append(True)
+    different = (runs[0].hidden_states - runs[1].hidden_states).abs().amax(-1).reshape(2, *runs[0].grid) > 1e-6
+    assert different.nonzero().tolist() == [[0, 1, 3], [1, 1, 3]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stream_of_an_ensemble_is_the_mean_of_its_draws(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(backbone)
+    block = backbone.num_blocks - 1
+    options = {"blocks": [block], "timestep": T, "tap": "attention", "image_ids": IDS}
+    together = backbone(images, ensemble=3, **options)[block]
+    singles, original = [], NoisyBatch.noisy
+    for draw in range(3):
+        monkeypatch.setattr(NoisyBatch, "noisy", lambda self, image, t, _, draw=draw: original(self, image, t, draw))
+        singles.append(backbone(images, **options)[block].hidden_states)
+    assert relative_error(together.hidden_states, torch.stack(singles).mean(0)) <= 1e-5
+    assert relative_error(singles[0], singles[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
+    images = pictures(backbone)
+    block, steps = backbone.num_blocks - 1, [400, 20, T]
+    options = {"blocks": [block], "tap": "attention", "image_ids": IDS}
+    together = backbone(images, timestep=steps, ensemble=2, **options)[block]
+    alone = [backbone(images, timestep=t, ensemble=2, **options)[block] for t in steps]
+    assert together.hidden_states.shape == (2, 3, 15, backbone.channels)
+    for found, expected in (
+        (together.hidden_states, [x.hidden_states for x in alone]),
+        (together.shift, [x.shift for x in alone]),
+        (together.scale, [x.scale for x in alone]),
+    ):
+        assert (found is None) == (expected[0] is None)
+        if found is not None:
+            assert relative_error(found, torch.stack(expected, 1)) <= 1e-5
+    modulation = "adaln" if alone[0].scale is not None or alone[0].shift is not None else "layer_norm"
+    made = [
+        FeatureExtractor(backbone, blocks=[block], timestep=t, tap="attention", modulation=modulation)(images, IDS)
+        for t in ([400, 20], 400, 20)
+    ]
+    assert relative_error(made[0][block], (made[1][block] + made[2][block]) / 2) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_values_enter_the_attention_and_norms_are_those_of_the_block(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values pass through no norm and no position encoding: they are seen where torch attends."""
+    block, images = 0, pictures(backbone)
+    if "value" not in backbone.taps(block):
+        assert next(all_blocks(backbone))[0].projections is None
+        return
+    attended: list[Tensor] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended.append(value)
+        return original(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    arguments = call_arguments(backbone, images)
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        backbone.transformer(**arguments)
+    found = {
+        tap: backbone(images, blocks=[block], timestep=T, tap=tap, image_ids=IDS)[block]
+        for tap in ("query", "key", "value")
+    }
+    assert all(x.shift is None and x.scale is None and x.grid == (3, 5) for x in found.values())
+    width = found["value"].hidden_states.shape[-1]
+    joint = next(x for x in attended if x.shape[0] == 2 and x.shape[1] * x.shape[3] == width)
+    rows = joint.transpose(1, 2).flatten(2)
+    for token in found["value"].hidden_states.transpose(0, 1):
+        assert (rows - token[:, None]).abs().amax((0, 2)).min() <= 1e-5 * rows.abs().max()
+    for tap in ("query", "key"):
+        assert found[tap].hidden_states.isfinite().all()
+        assert relative_error(found[tap].hidden_states, found["value"].hidden_states) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_modulation_from_a_part_of_the_condition(name: str, backbone: Backbone) -> None:
+    """The parts are checked by changing the other one: a class or prompt must not reach "t", a timestep not "c"."""
+    images, known = pictures(backbone), backbone.modulation_conditions
+    options = {"blocks": [0], "tap": "attention", "image_ids": IDS}
+    whole = backbone(images, timestep=T, **options)[0]
+    if "t" in known and "c" not in known:
+        found = backbone(images, timestep=T, modulation_condition="t", **options)[0]
+        assert torch.equal(found.scale, whole.scale)
+    if "c" not in known:
+        with pytest.raises(InputError, match="can be computed from t"):
+            backbone(images, timestep=T, modulation_condition="c", **options)
+        return
+    if backbone.family.text is None:
+        other: Any = torch.tensor([1, 2])
+    else:
+        shape = backbone.family.text(backbone.transformer.config)
+        other = PromptEmbeddings(torch.rand(1, 4, shape.width), torch.rand(1, shape.pooled))
+    for part, changed, kept in (
+        ("t", {"timestep": 20}, {"conditions": other}),
+        ("c", {"conditions": other}, {"timestep": 20}),
+    ):
+        first, second, third = (
+            backbone(images, modulation_condition=part, **({"timestep": T} | options | change))[0].scale
+            for change in ({}, kept, changed)
+        )
+        assert torch.equal(first, second)
+        assert relative_error(third, first) > 1e-3
+        assert relative_error(whole.scale, first) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batch_and_order_do_not_matter(name: str, backbone: Backbone) -> None:
+    images = pictures(backbone)
+    block = backbone.num_blocks - 1
+    options = {"blocks": [block], "timestep": T, "tap": "attention"}
+    together = backbone(images.flip(0), image_ids=["b", "a"], **options)[block]
+    for row, image_id in ((1, "a"), (0, "b")):
+        alone = backbone(images.flip(0)[row : row + 1], image_ids=[image_id], **options)[block]
+        assert relative_error(together.hidden_states[row], alone.hidden_states[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_early_exit_is_bit_equal_and_leaves_no_hook(name: str, backbone: Backbone) -> None:
+    images = pictures(backbone)
+    last = backbone.num_blocks - 1
+    early = backbone(images, blocks=[0], timestep=T, tap="attention", image_ids=IDS)[0]
+    late = backbone(images, blocks=[0, last], timestep=T, tap="attention", image_ids=IDS)[0]
+    assert torch.equal(early.hidden_states, late.hidden_states)
+    for first, second in ((early.shift, late.shift), (early.scale, late.scale), (early.gate, late.gate)):
+        assert (first is None and second is None) or torch.equal(first, second)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.transformer.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_settings_are_plain_values_and_untrained_weights_differ(name: str, backbone: Backbone) -> None:
+    settings = json.loads(json.dumps(backbone.settings()))
+    assert settings["class"] == name
+    assert backbone.untrained().settings()["weights_sha256"] != settings["weights_sha256"]
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_strides_and_channels_are_those_of_the_latents(name: str) -> None:
+    from ditf_probe.backbones.latents import LatentSpace
+
+    vae = randomise(getattr(diffusers, name)(**AUTOENCODERS[name].tiny))
+    space = LatentSpace(vae)
+    side = 4 * space.stride
+    with torch.no_grad():
+        encoded = space.encode(torch.rand(2, 3, side, 2 * side))
+    assert encoded.mean.shape == (2, space.channels, 4, 8)
+    assert encoded.mean.isfinite().all()
