@@ -97,10 +97,12 @@ class Backbone(nn.Module, ABC):
         """Wraps and runs the very model that it is given; nothing is copied.
 
         Args:
-            transformer: A diffusers transformer of a known class, or a timm model; set to eval mode and frozen.
+            transformer: A diffusers transformer of a known class, a `UNet2DConditionModel`, or a timm model; set to
+                eval mode and frozen.
             vae: Its autoencoder, or None for a model of RGB pixels in [-1, 1].
             **options: Of `ditf_probe.backbones.diffusion.DiffusionBackbone`: name, scheduler, noising,
-                class_embedding, posterior, guidance, max_batch; or of `ditf_probe.backbones.vit.TimmBackbone`.
+                class_embedding, posterior, guidance, max_batch; or of `ditf_probe.backbones.unet.DIFTBackbone` or
+                `ditf_probe.backbones.vit.TimmBackbone`.
 
         Raises:
             InputError: A class that is not known, or parts that do not fit each other.
@@ -109,6 +111,10 @@ class Backbone(nn.Module, ABC):
             from ditf_probe.backbones.vit import TimmBackbone
 
             return TimmBackbone(transformer, **options)
+        if type(transformer).__name__ == "UNet2DConditionModel":
+            from ditf_probe.backbones.unet import DIFTBackbone
+
+            return DIFTBackbone(transformer, vae, **options)
         from ditf_probe.backbones.diffusion import DiffusionBackbone  # diffusers is slow to import
 
         return DiffusionBackbone(transformer, vae, **options)

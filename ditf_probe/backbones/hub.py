@@ -16,14 +16,14 @@ from huggingface_hub.errors import (
 
 from ditf_probe.errors import InputError
 
-_PARTS = ("transformer/", "vae/", "scheduler/")
+_PARTS = ("transformer/", "unet/", "vae/", "scheduler/")
 _DESCRIPTIONS = [
     "model_index.json",
     "config.json",
     "diffusion_pytorch_model*.json",
     *(f"{part}*.json" for part in _PARTS),
 ]
-_WEIGHTS = [f"{part}diffusion_pytorch_model*" for part in ("", "transformer/", "vae/")]
+_WEIGHTS = [f"{part}diffusion_pytorch_model*" for part in ("", "transformer/", "unet/", "vae/")]
 
 
 def download(repository: str) -> Path:
@@ -43,7 +43,7 @@ def download(repository: str) -> Path:
     """
     for suffix in (".safetensors", ".bin"):
         folder = _fetch(repository, [*_DESCRIPTIONS, *(pattern + suffix for pattern in _WEIGHTS)])
-        named = [part for part in (folder / "transformer", folder / "vae") if part.is_dir()] or [folder]
+        named = [folder / part for part in ("transformer", "unet", "vae") if (folder / part).is_dir()] or [folder]
         if all(any(file.suffix in (".safetensors", suffix) for file in part.iterdir()) for part in named):
             return folder
     raise InputError("backbone", repository, "the repository has no weights of a diffusers transformer")
