@@ -38,7 +38,7 @@ class FeatureSettings:
         position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
             out what the features of noise images have in common at each position (INSID3), which needs no data.
         debias_components: Number of directions that "svd" projects out.
-        debias_images: Number of noise images of "svd".
+        debias_images: Number of noise images of "svd", run once for every size of image.
         modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c").
     """
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from ditf_probe.backbones import hub
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.unet import DIFTBackbone
@@ -261,7 +262,7 @@ def test_bad_input_names_the_argument(
 
 def test_models_that_cannot_be_wrapped(unet: nn.Module, vae: nn.Module, dit: nn.Module) -> None:
     compiled = build_unet()
-    compiled.mid_block.compile()
+    compiled.mid_block._compiled_call_impl = print  # as nn.Module.compile does, without importing the compiler
     for model, options, word in (
         (dit, {}, "UNet2DConditionModel"),
         (unet, {"vae": None}, "4 channels"),
@@ -300,3 +301,21 @@ def test_a_pipeline_folder(pipeline: Path, unet: nn.Module, vae: nn.Module, pict
     assert backbone.weights_sha256 == hashlib.sha256(lines.encode()).hexdigest()
     with pytest.raises(InputError, match="no option of this backbone"):
         load_backbone(pipeline, device="cpu", guidance=2.0)
+
+
+def test_a_hub_repository(pipeline: Path, pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder stands for what the hub would send; of every part, safetensors are asked for first."""
+    asked: list[str] = []
+
+    def snapshot(repository: str, **options: list[str]) -> str:
+        asked.extend(options["allow_patterns"])
+        return str(pipeline)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    backbone = load_backbone("someone/sd", device="cpu")
+    assert backbone.name == "sd"
+    assert backbone(pictures, blocks=[1], timestep=261)[1].grid == (6, 10)
+    assert {"unet/*.json", "unet/diffusion_pytorch_model*.safetensors"} <= set(asked)
+    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        load_backbone("someone/sd", device="cpu")
