@@ -43,7 +43,7 @@ def load_timm(
     where = resolve_device(device)
     choices = {key: options.pop(key) for key in ("weights", "pretrained", "seed") if key in options}
     model, facts = read_model(model_name, **choices)
-    given = {"name": model_name, "build": partial(build_model, model_name)} | facts | options
+    given: dict[str, Any] = {"name": model_name, "build": partial(build_model, model_name)} | facts | options
     return TimmBackbone(model.to(where, resolve_dtype(dtype, where)), **given).to(where)
 
 

@@ -64,7 +64,8 @@ class DIFTBackbone(Backbone):
         self.scheduler = scheduler or DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.max_batch = max_batch
         self.name = name or type(unet).__name__
-        self._channels = [int(block.resnets[-1].out_channels) for block in self.unet.up_blocks]
+        up_blocks: Any = unet.up_blocks
+        self._channels = [int(block.resnets[-1].out_channels) for block in up_blocks]
         self._strides = [self.latents.stride * factor for factor in _factors(self.unet)]
         self.num_blocks, self.channels, self.stride = len(self._channels), self._channels[-1], max(self._strides)
         self.num_timesteps = self.scheduler.config.num_train_timesteps - 1  # a schedule counts from 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, Norm, Tap, TappedBlock
 from ditf_probe.backbones.checks import check_blocks, check_images, check_timesteps
+from ditf_probe.backbones.draws import slices
 from ditf_probe.backbones.fingerprint import known_sha256
 from ditf_probe.errors import InputError
 
@@ -51,14 +52,16 @@ class TimmBackbone(Backbone):
         if not hasattr(model, "forward_intermediates"):
             found = type(model).__name__
             raise InputError("model", found, "give a timm model that has forward_intermediates, most of them do")
-        self.config: dict[str, Any] = self.model.pretrained_cfg
+        config: Any = model.pretrained_cfg
+        info: Any = model.feature_info
+        self.config: dict[str, Any] = config
         self.name = name or timm_name(self.config)
         if max_batch < 1:
             raise InputError("max_batch", max_batch, "use at least 1")
         if norm and final_norm(model) is None:
             raise InputError("norm", norm, f"{self.name} has no final norm over the channels of a token, use false")
         self.norm, self.max_batch = norm, max_batch
-        stages = [self.model.feature_info[index] for index in range(len(self.model.feature_info))]
+        stages = [info[index] for index in range(len(info))]
         self._channels = [int(stage["num_chs"]) for stage in stages]
         self._strides = [int(stage["reduction"]) for stage in stages]
         self.num_blocks, self.channels, self.stride = len(stages), self._channels[-1], max(self._strides)
@@ -108,7 +111,8 @@ class TimmBackbone(Backbone):
         if fixed is not None and size != fixed:
             remedy = f"{self.name} is built for {fixed[0]} x {fixed[1]} pixels alone, set image_size to that"
             raise InputError("images", f"{size[0]} x {size[1]}", remedy)
-        parts = [self._run(part.to(self.device), sorted(chosen)) for part in images.split(self.max_batch)]
+        rows = slices(len(images), self.max_batch)
+        parts = [self._run(images[part].to(self.device), sorted(chosen)) for part in rows]
         found = {block: TappedBlock.join([part[block] for part in parts], torch.cat) for block in chosen}
         if isinstance(timestep, int):
             return found

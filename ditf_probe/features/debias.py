@@ -54,7 +54,8 @@ def position_components(features: Tensor, count: int) -> Tensor:
     mean = F.normalize(features.to("cpu", torch.float64), dim=1).mean(0).flatten(1)
     centred = mean - mean.mean(1, keepdim=True)
     _, vectors = torch.linalg.eigh(centred @ centred.T)  # ascending
-    return vectors[:, -count:].flip(1).T.float()
+    components: Tensor = vectors[:, -count:].flip(1).T.float()
+    return components
 
 
 def project_out(features: Tensor, components: Tensor) -> Tensor:
