@@ -5,7 +5,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
@@ -22,7 +21,7 @@ from ditf_probe.backbones.checks import (
 from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import known_sha256, plain
-from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash
+from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
@@ -35,8 +34,8 @@ class DiffusionBackbone(Backbone):
         transformer: A diffusers model of a class in `FAMILIES`. Set to eval mode and frozen.
         vae: Its autoencoder, of a class in `AUTOENCODERS`, or None for a model of RGB pixels in [-1, 1].
         name: Short name for tables; the class name by default.
-        scheduler: diffusers scheduler whose `add_noise` noises for "ddpm"; by default the one of DiT (linear betas
-            from 0.0001 to 0.02 over 1000 steps). Flow noising needs none.
+        scheduler: diffusers scheduler whose `add_noise` noises for "ddpm"; by default that of the family.
+            Flow noising needs none.
         noising: "flow" or "ddpm"; that of the family by default.
         class_embedding: Class labels to the text token and pooled vector of a model that takes prompts, the last
             label the null class. Without it such a model takes prompts.
@@ -74,7 +73,7 @@ class DiffusionBackbone(Backbone):
         check_choice("noising", self.noising, Noising)
         if max_batch < 1:
             raise InputError("max_batch", max_batch, "use at least 1")
-        self.scheduler = (scheduler or DDPMScheduler()) if self.noising == "ddpm" else None
+        self.scheduler = (scheduler or noise_schedule(self.family.schedule)) if self.noising == "ddpm" else None
         config: Any = transformer.config
         self.guidance = guidance if config.get("guidance_embeds") else None
         self.max_batch = max_batch

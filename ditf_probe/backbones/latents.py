@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
@@ -52,6 +53,16 @@ def ddpm_noising(clean: Tensor, eps: Tensor, timestep: int, scheduler: Any) -> T
     """The forward process of a diffusers scheduler, x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
     noisy: Tensor = scheduler.add_noise(clean, eps, torch.full((len(clean),), timestep, device=clean.device))
     return noisy
+
+
+def noise_schedule(config: Mapping[str, Any]) -> Any:
+    """A diffusers scheduler that noises as a config says, whatever sampler the config is meant for.
+
+    Args:
+        config: Of a scheduler with betas; empty for DiT (linear betas from 0.0001 to 0.02 over 1000 steps).
+    """
+    kind = CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler  # the only one that shifts the SNR
+    return kind.from_config(dict(config))
 
 
 @dataclass(frozen=True, slots=True)

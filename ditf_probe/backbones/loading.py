@@ -15,6 +15,7 @@ from ditf_probe.backbones.diffusion import DiffusionBackbone
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.fingerprint import file_sha256, files_sha256
 from ditf_probe.backbones.hub import download
+from ditf_probe.backbones.latents import noise_schedule
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.backbones.unet import UNET, DIFTBackbone
 from ditf_probe.devices import resolve_device, resolve_dtype
@@ -157,7 +158,7 @@ def load_scheduler(folder: Path) -> Any:
     if not file.is_file():
         return None
     config = read_json(file)
-    return diffusers.DDPMScheduler.from_config(config) if "beta_schedule" in config else None
+    return noise_schedule(config) if "beta_schedule" in config else None
 
 
 def class_name(folder: Path) -> str:

@@ -210,6 +210,15 @@ def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
     assert relative_error(made[0][block], (made[1][block] + made[2][block]) / 2) <= 1e-5
 
 
+def holds(values: Tensor, tokens: Tensor) -> bool:
+    """Whether every token `(B, N, C)` is a row of attended values `(B, heads, T, C / heads)`."""
+    if values.ndim != 4 or len(values) != len(tokens) or values.shape[1] * values.shape[3] != tokens.shape[-1]:
+        return False
+    rows = values.transpose(1, 2).flatten(2)
+    nearest = torch.cdist(tokens, rows, p=float("inf")).amin(-1)
+    return bool(nearest.max() <= 1e-5 * rows.abs().max())
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_enter_the_attention_and_norms_are_those_of_the_block(
     name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
@@ -235,11 +244,7 @@ def test_values_enter_the_attention_and_norms_are_those_of_the_block(
         for tap in ("query", "key", "value")
     }
     assert all(x.shift is None and x.scale is None and x.grid == (3, 5) for x in found.values())
-    width = found["value"].hidden_states.shape[-1]
-    joint = next(x for x in attended if x.shape[0] == 2 and x.shape[1] * x.shape[3] == width)
-    rows = joint.transpose(1, 2).flatten(2)
-    for token in found["value"].hidden_states.transpose(0, 1):
-        assert (rows - token[:, None]).abs().amax((0, 2)).min() <= 1e-5 * rows.abs().max()
+    assert any(holds(values, found["value"].hidden_states) for values in attended)
     for tap in ("query", "key"):
         assert found[tap].hidden_states.isfinite().all()
         assert relative_error(found[tap].hidden_states, found["value"].hidden_states) > 1e-3

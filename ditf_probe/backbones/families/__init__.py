@@ -3,6 +3,7 @@
 A new family is one entry in one of the files beside this one. Checked against the source of diffusers 0.42.
 """
 
+from ditf_probe.backbones.families.cogview import COGVIEW
 from ditf_probe.backbones.families.cross import CROSS
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
@@ -19,8 +20,10 @@ from ditf_probe.backbones.families.entry import (
     output,
 )
 from ditf_probe.backbones.families.joint import JOINT
+from ditf_probe.backbones.families.joint_latents import JOINT_LATENTS
+from ditf_probe.backbones.families.joint_packed import JOINT_PACKED
 
-FAMILIES: dict[str, Family] = CROSS | JOINT
+FAMILIES: dict[str, Family] = COGVIEW | CROSS | JOINT | JOINT_LATENTS | JOINT_PACKED
 
 __all__ = [
     "FAMILIES",

@@ -173,6 +173,10 @@ class ModelInputs:
         assert isinstance(self.condition, PromptEmbeddings)
         return self.condition
 
+    def guidance_rows(self) -> Tensor | None:
+        """The guidance scale `(R,)` in the dtype of the latents, None for models that embed none."""
+        return None if self.guidance is None else self.latents.new_full((len(self.latents),), self.guidance)
+
 
 def heads_times_channels(config: Any) -> int:
     """Channels of the stream where the config gives attention heads and channels per head."""
@@ -195,6 +199,7 @@ class Family:
         width: From its config to the channels of the stream.
         parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
             condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
+        schedule: For "ddpm": config of its noise schedule where none is given, by default that of DiT.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -207,6 +212,7 @@ class Family:
     vae: str = "AutoencoderKL"
     width: Callable[[Any], int] = field(default=heads_times_channels)
     parts: EmbeddingParts | None = None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_it_is(timestep: float) -> float:
@@ -217,6 +223,22 @@ def as_it_is(timestep: float) -> float:
 def as_fraction(timestep: float) -> float:
     """Time from 0 to 1."""
     return timestep / 1000
+
+
+def every_token(prompt: PromptEmbeddings) -> Tensor:
+    """The text tokens for a model that attends to all of them.
+
+    Raises:
+        InputError: Some are masked.
+    """
+    if prompt.mask is not None:
+        raise InputError("conditions.mask", tuple(prompt.mask.shape), "this model attends to every token, give None")
+    return prompt.embeds
+
+
+def zero_padding(prompt: PromptEmbeddings) -> Tensor:
+    """The text tokens for a model that attends to all of them but was trained with zero vectors for padding."""
+    return prompt.embeds if prompt.mask is None else prompt.embeds * prompt.mask[..., None]
 
 
 def spatial_patch(config: Any, latent_channels: int) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ditf_probe.backbones.families.blocks import TIME_AND_TEXT, adaln_zero_blocks, parallel_blocks
 from ditf_probe.backbones.families.entry import (
@@ -11,29 +11,31 @@ from ditf_probe.backbones.families.entry import (
     ModelInputs,
     as_fraction,
     as_it_is,
+    every_token,
     packed_patch,
     spatial_patch,
 )
 from ditf_probe.backbones.packing import pack_patches, position_ids
 from ditf_probe.conditions import PromptShape
-from ditf_probe.errors import InputError
 
 
 def call_flux(inputs: ModelInputs) -> dict[str, Any]:
     """Packed tokens with their positions, time, guidance, text tokens and the pooled prompt."""
-    prompt = inputs.prompt
-    if prompt.mask is not None:
-        raise InputError("conditions.mask", tuple(prompt.mask.shape), "this model attends to every token, give None")
+    return positioned_tokens(inputs, every_token(inputs.prompt)) | {
+        "pooled_projections": inputs.prompt.pooled,
+        "guidance": inputs.guidance_rows(),
+    }
+
+
+def positioned_tokens(inputs: ModelInputs, text: Tensor) -> dict[str, Any]:
+    """Packed tokens, text tokens and time; positions are row and column of an image token, zeros for text."""
     ids = position_ids(inputs.grid, inputs.latents.device)
-    guidance = None if inputs.guidance is None else torch.full_like(inputs.time, inputs.guidance)
     return {
         "hidden_states": pack_patches(inputs.latents, inputs.patch),
-        "encoder_hidden_states": prompt.embeds,
-        "pooled_projections": prompt.pooled,
+        "encoder_hidden_states": text,
         "timestep": inputs.time,
-        "guidance": guidance,
         "img_ids": ids,
-        "txt_ids": ids.new_zeros(prompt.embeds.shape[1], 3),
+        "txt_ids": ids.new_zeros(text.shape[1], 3),
     }
 
 
@@ -41,7 +43,7 @@ def call_sd3(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time, text tokens and the pooled prompt."""
     return {
         "hidden_states": inputs.latents,
-        "encoder_hidden_states": inputs.prompt.embeds,
+        "encoder_hidden_states": every_token(inputs.prompt),
         "pooled_projections": inputs.prompt.pooled,
         "timestep": inputs.time,
     }
