@@ -5,7 +5,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, Norm, Tap, TappedBlock
@@ -13,12 +12,13 @@ from ditf_probe.backbones.checks import check_blocks, check_ids, check_images, c
 from ditf_probe.backbones.draws import Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import output
 from ditf_probe.backbones.fingerprint import known_sha256, plain
-from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, image_hash
+from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, image_hash, noise_schedule
 from ditf_probe.backbones.taps import HookPoint, recording
 from ditf_probe.conditions import PromptEmbeddings, PromptShape, prompt_embeddings
 from ditf_probe.errors import InputError
 
 UNET = "UNet2DConditionModel"
+_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # Parts that make a UNet ask for more than noisy latents, a timestep and a prompt.
 _FURTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
@@ -61,7 +61,7 @@ class DIFTBackbone(Backbone):
         self.prompt = _prompt_shape(unet, self.latents)
         if max_batch < 1:
             raise InputError("max_batch", max_batch, "use at least 1")
-        self.scheduler = scheduler or DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.scheduler = scheduler or noise_schedule(_SCHEDULE)
         self.max_batch = max_batch
         self.name = name or type(unet).__name__
         up_blocks: Any = unet.up_blocks
