@@ -18,9 +18,9 @@ from ditf_probe.backbones.checks import (
     check_timesteps,
     find_family,
 )
-from ditf_probe.backbones.draws import Condition, NoisyBatch, mean_over_draws, slices
+from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import module_sha256, plain
+from ditf_probe.backbones.fingerprint import known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
@@ -132,15 +132,10 @@ class DiffusionBackbone(Backbone):
         taps = [tap_block(self.transformer, self.family, index, tap, modulation_condition) for index in chosen]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))
-        parts = []
-        for rows in slices(len(images), max(1, self.max_batch // (ensemble * len(timesteps)))):
-            encoded = self.latents.encode(images[rows].to(self.device))
-            numbers = torch.arange(rows.start, rows.stop, device=self.device)
-            noising = partial(ddpm_noising, scheduler=self.scheduler) if self.scheduler is not None else flow_noising
-            batch = NoisyBatch(encoded, ids[rows], condition[numbers], timesteps, seed, noising)
-            parts.append(mean_over_draws(batch, ensemble, self.max_batch, partial(self._run, taps)))
-        joined = {index: TappedBlock.join([part[index] for part in parts], torch.cat) for index in chosen}
-        return joined if not isinstance(timestep, int) else {i: block.map(_only) for i, block in joined.items()}
+        noising = partial(ddpm_noising, scheduler=self.scheduler) if self.scheduler is not None else flow_noising
+        draws = Draws(timesteps, ensemble, seed, noising, self.max_batch)
+        found = run_draws(images.to(self.device), ids, condition, self.latents, draws, partial(self._run, taps))
+        return only_timestep(found) if isinstance(timestep, int) else found
 
     def _condition(self, conditions: Any, count: int) -> Condition:
         config = self.transformer.config
@@ -224,12 +219,4 @@ class DiffusionBackbone(Backbone):
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, or of the tensors in memory where there is no file."""
-        given = self._weights_sha256
-        if given is None:
-            return module_sha256(self)
-        return given if isinstance(given, str) else given()
-
-
-def _only(values: Tensor) -> Tensor:
-    """Drops the axis of the timesteps where there is one timestep."""
-    return values[:, 0]
+        return known_sha256(self._weights_sha256, self)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ditf_probe.backbones.base import TappedBlock
-from ditf_probe.backbones.latents import Encoded, noise
+from ditf_probe.backbones.latents import Encoded, LatentSpace, noise
 from ditf_probe.conditions import PromptEmbeddings
 
 Condition = Tensor | PromptEmbeddings
@@ -54,6 +55,60 @@ class NoisyBatch:
         clean = self.encoded.draw(image, seed=self.seed, image_id=image_id, draw=draw)
         eps = noise(clean.shape, seed=self.seed, image_id=image_id, draw=draw, timestep=timestep)
         return self.noising(clean, eps.to(clean.device), timestep)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What every image of a call is run with.
+
+    Attributes:
+        timesteps: Noise levels S.
+        ensemble: Number of draws.
+        seed: Seed of the noise.
+        noising: How noise is added.
+        max_batch: Most rows (image x timestep x draw) of a pass.
+    """
+
+    timesteps: tuple[int, ...]
+    ensemble: int
+    seed: int
+    noising: NoiseProcess
+    max_batch: int
+
+
+def run_draws(
+    images: Tensor,
+    ids: Sequence[str],
+    condition: Condition,
+    latents: LatentSpace,
+    draws: Draws,
+    run: Callable[[NoisyBatch, range], dict[int, TappedBlock]],
+) -> dict[int, TappedBlock]:
+    """Encodes images once each and runs all their draws, as many images at a time as fit a pass.
+
+    Args:
+        images: `(B, 3, H, W)` in [0, 1], on the device of the model.
+        ids: One per image.
+        condition: One row per image.
+        latents: Encodes them.
+        draws: What each is run with.
+        run: As in `mean_over_draws`.
+
+    Returns:
+        As `mean_over_draws`, of all images.
+    """
+    parts = []
+    for rows in slices(len(images), max(1, draws.max_batch // (draws.ensemble * len(draws.timesteps)))):
+        numbers = torch.arange(rows.start, rows.stop, device=images.device)
+        encoded = latents.encode(images[rows])
+        batch = NoisyBatch(encoded, ids[rows], condition[numbers], draws.timesteps, draws.seed, draws.noising)
+        parts.append(mean_over_draws(batch, draws.ensemble, draws.max_batch, run))
+    return {index: TappedBlock.join([part[index] for part in parts], torch.cat) for index in parts[0]}
+
+
+def only_timestep(blocks: dict[int, TappedBlock]) -> dict[int, TappedBlock]:
+    """Drops the axis of the timesteps where there is one timestep."""
+    return {index: block.map(lambda x: x[:, 0]) for index, block in blocks.items()}
 
 
 def mean_over_draws(

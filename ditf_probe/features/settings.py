@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
 
 Modulate = Literal["none", "layer_norm", "adaln"]
 Discard = Literal["none", "pre_norm", "post_adaln"]
-PositionDebias = Literal["none", "mean"]
+PositionDebias = Literal["none", "mean", "svd"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class FeatureSettings:
         resize: "stretch", "keep_aspect" or "pad".
         multiple: Sides become multiples of this; None is the stride of the backbone.
         filter: PIL filter of the resize.
-        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
+            out what the features of noise images have in common at each position (INSID3), which needs no data.
+        debias_components: Number of directions that "svd" projects out.
+        debias_images: Number of noise images of "svd", run once for every size of image.
         modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c").
     """
 
@@ -52,6 +56,8 @@ class FeatureSettings:
     multiple: int | None = None
     filter: Filter = "bicubic"
     position_debias: PositionDebias = "none"
+    debias_components: int = 20
+    debias_images: int = 4
     modulation_condition: ModulationCondition = "t+c"
 
 
@@ -81,6 +87,18 @@ class SizeRule:
             raise InputError("image", f"{tuple(image.shape)} {image.dtype}", "give a (3, H, W) uint8 image")
         return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter)
 
+    def batch(self, images: Tensor) -> Tensor:
+        """Brings `(B, 3, H, W)` in [0, 1] to size, after rounding to 8 bits; unchanged where it has that size."""
+        if self.image_size is None or images.ndim != 4 or not images.is_floating_point():
+            return images  # the backbone refuses what is no batch of images
+        size = (images.shape[2], images.shape[3])
+        if self.transform(size).canvas == size:
+            return images
+        if not bool(images.isfinite().all()):
+            raise InputError("images", "NaN or infinity", "give finite values in [0, 1]")
+        pixels = (images * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+        return torch.stack([self(image) for image in pixels]).to(images.device)
+
 
 def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
     """Block indices from 0 of blocks that all have the tap.
@@ -96,6 +114,17 @@ def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
                 "tap", tap, f"block {block} of {backbone.name} {reason}, use {', '.join(backbone.taps(block))}"
             )
     return found
+
+
+def check_recipe(modulation: str, discard: str, position_debias: str) -> None:
+    """How features are made from a stream.
+
+    Raises:
+        InputError: An unknown choice.
+    """
+    check_choice("modulation", modulation, Modulate)
+    check_choice("discard", discard, Discard)
+    check_choice("position_debias", position_debias, PositionDebias)
 
 
 def check_channels(channels: Literal["auto"] | Sequence[int], width: int) -> Literal["auto"] | list[int]:

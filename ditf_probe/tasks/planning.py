@@ -20,7 +20,10 @@ from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
 # What a probe keeps from its training. Sizes, noise draws and their seed are those of the evaluation.
-PROBE_SETTINGS = ("timestep", "tap", "modulation", "discard", "position_debias", "massive_channels", "massive_ratio")
+PROBE_SETTINGS = (
+    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio"),
+    *("position_debias", "debias_components", "debias_images"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
     """
     here, there = backbone.settings(), facts.backbone
     width = facts.init_args.get("channels")
-    if width != backbone.channels:
-        remedy = (
-            f"it takes {width} channels and {backbone.name} has {backbone.channels}, use the backbone it was trained on"
-        )
-        raise InputError("probe_folders", name, remedy)
+    for block in facts.features["blocks"]:
+        found = backbone.channels_at(block) if block < backbone.num_blocks else 0
+        if width != found:
+            remedy = f"it takes {width} channels and {backbone.name} has {found}, use the backbone it was trained on"
+            raise InputError("probe_folders", name, remedy)
     differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
     if differing:
         remedy = (
@@ -140,7 +143,7 @@ class _Models:
             return self.streams[_pass_of(self.features)]
         if source == "untrained":
             return _stream(self.backbone.untrained(), self.features, [self.block])
-        return _colour_stream(self.backbone, self.features) if source == "rgb" else None
+        return _colour_stream(self.backbone.stride_at(self.block), self.features) if source == "rgb" else None
 
 
 def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
@@ -163,7 +166,8 @@ def _zero_shot_block(backbone: Backbone, features: BackboneFeatures) -> list[int
 
 def _pass_of(features: BackboneFeatures) -> tuple[object, ...]:
     """What must be equal for rows to share a pass and a calibration."""
-    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio
+    debias = features.debias_components, features.debias_images
+    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio, debias
 
 
 def _backbone_streams(
@@ -183,7 +187,7 @@ def _stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence[int
     return Stream(FeatureExtractor(backbone, **options), features)
 
 
-def _colour_stream(backbone: Backbone, features: BackboneFeatures) -> Stream:
+def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
     settings = replace(
         features,
         timestep=0,
@@ -193,4 +197,4 @@ def _colour_stream(backbone: Backbone, features: BackboneFeatures) -> Stream:
         massive_channels="auto",
         ensemble=1,
     )
-    return _stream(ColourPatches(backbone.stride), replace(settings, bank_dtype="float32"), [0])
+    return _stream(ColourPatches(stride), replace(settings, bank_dtype="float32"), [0])

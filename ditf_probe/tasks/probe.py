@@ -94,7 +94,8 @@ class ProbeTask(CorrespondenceTask):
         if self.probes or self.trainer.state.fn != "fit":
             return
         for name, factory in self.factories.items():
-            probe = factory(self.backbone.channels, self._blocks(name))
+            blocks = self._blocks(name)
+            probe = factory(self.backbone.common_channels(blocks), blocks)
             if name in self.init_from:
                 load_weights(probe, self.init_from[name])
             self.probes[name] = probe

@@ -35,7 +35,7 @@ class Row:
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        return self.discard != "none" or self.position_debias != "none"
+        return self.discard != "none" or self.position_debias == "mean"
 
 
 REFERENCE = "adaln"

@@ -59,7 +59,7 @@ def dataset_settings(dataset: PairDataset | None) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    packages = ("ditf_probe", "torch", "diffusers", "numpy", "pillow")
+    packages = ("ditf_probe", "torch", "diffusers", "timm", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
