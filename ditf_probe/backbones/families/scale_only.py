@@ -10,10 +10,12 @@ from ditf_probe.backbones.families.entry import (
     Modulation,
     SubLayer,
     TokenOrder,
+    hidden_size,
+)
+from ditf_probe.backbones.families.forms import (
     as_fraction,
     as_reversed_fraction,
     check_channels,
-    hidden_size,
     packed_patch,
     spatial_patch,
 )
