@@ -315,8 +315,9 @@ def test_prompts_of_unequal_length_share_a_batch(name: str, backbone: Backbone) 
     try:
         together = backbone(images, image_ids=IDS, conditions=prompts, **options)[block].hidden_states
     except InputError as error:
-        assert error.argument == "conditions.mask"
-        return
+        if error.argument == "conditions.mask":
+            return
+        raise
     for row, image_id in enumerate(IDS):
         prompt = prompts[torch.tensor([row])]
         prompt.embeds[:, -1] += row  # the first row has no padding

@@ -89,7 +89,7 @@ def prx_patch(config: Any, latent_channels: int) -> int:
 
 IMAGE_STREAM: dict[str, Family] = {
     # The stream is read behind the long skip connections. The first AdaLN only shifts; before the MLP there is none,
-    # and its features are those of the norm with its own weights. The schedule is that of 1.2; before, betas end at 0.03.
+    # and its features are those of the norm with its own weights. The schedule of 1.2; betas went up to 0.03 before.
     "HunyuanDiT2DModel": Family(
         groups=(
             BlockGroup(

@@ -17,8 +17,8 @@ def call_wan(inputs: ModelInputs) -> dict[str, Any]:
 
 
 VIDEO: dict[str, Family] = {
-    # Prompts are padded with zero vectors to the length of training, and attention sees the padding. Wan 2.2 of 14 B has
-    # two transformers, for much and for little noise; `transformer_2` is the one for small timesteps.
+    # Prompts are padded with zero vectors to the length of training, and attention sees the padding. The larger Wan 2.2
+    # has two transformers, for much and for little noise; `transformer_2` is the one for small timesteps.
     "WanTransformer3DModel": Family(
         groups=(
             BlockGroup(
