@@ -21,6 +21,8 @@ from ditf_probe.backbones.checks import (
 from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import module_sha256, plain
 from ditf_probe.backbones.latents import Encoded, LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise
+from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import BlockTap, containers, find_block, recording, tap_block
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
@@ -41,6 +43,7 @@ class DiffusionBackbone(Backbone):
         class_embedding: Class labels to the text token and pooled vector of a model that takes prompts, the last
             label the null class. Without it such a model takes prompts.
         posterior: "mode" or "sample" of the autoencoder.
+        prompts: Text side of a model that takes prompts, so that conditions can be strings.
         guidance: Guidance scale for models that embed it (FLUX.1-dev), unused otherwise.
         max_batch: Rows (image x draw) per pass of the transformer.
         weights_sha256: Hash of the weights if known, or how to compute it; otherwise of the tensors in memory.
@@ -58,6 +61,7 @@ class DiffusionBackbone(Backbone):
         scheduler: Any = None,
         noising: Noising | None = None,
         class_embedding: nn.Embedding | None = None,
+        prompts: PromptEncoder | None = None,
         posterior: Posterior = "mode",
         guidance: float = 3.5,
         max_batch: int = 16,
@@ -70,6 +74,9 @@ class DiffusionBackbone(Backbone):
         self.class_embedding = class_embedding
         if class_embedding is not None:
             check_embedding(class_embedding, self.family, self.transformer.config)
+        if prompts is not None and self._takes_labels:
+            raise InputError("prompts", type(prompts).__name__, "this model takes class labels, leave it out")
+        self.prompts = prompts
         self.noising: Noising = noising or self.family.noising
         check_choice("noising", self.noising, Noising)
         if max_batch < 1:
@@ -94,6 +101,7 @@ class DiffusionBackbone(Backbone):
         group, _, _ = find_block(self.transformer, self.family, index)
         return ("attention", "mlp") if group.mlp is not None else ("attention",)
 
+    @reads_text
     @torch.no_grad()
     def forward(
         self,
@@ -198,6 +206,7 @@ class DiffusionBackbone(Backbone):
             scheduler=self.scheduler,
             noising=self.noising,
             class_embedding=embedding,
+            prompts=self.prompts,
             posterior=self.latents.posterior,
             guidance=self.guidance or 0.0,
             max_batch=self.max_batch,
@@ -217,6 +226,7 @@ class DiffusionBackbone(Backbone):
             "scheduler": None if self.scheduler is None else plain(self.scheduler.config),
             "guidance": self.guidance,
             "stride": self.stride,
+            "prompts": None if self.prompts is None else self.prompts.settings(),
             "null_condition": "null class" if self._takes_labels else "zero embeddings",
         }
 

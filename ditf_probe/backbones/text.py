@@ -1,0 +1,254 @@
+"""The text encoders of the models, run through `encode_prompt` of the very pipelines of diffusers.
+
+A new model is one entry in `TEXT_SIDES`. Checked against the source of diffusers 0.42; not run with real weights.
+"""
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""How the names of those components of a pipeline start that a prompt passes through."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """How one pipeline turns a prompt into what its transformer takes.
+
+    Prompts are encoded one by one, so that an embedding depends on its prompt alone: some pipelines pad a batch to its
+    longest prompt without a mask.
+
+    Attributes:
+        pipeline: Class of diffusers.
+        parts: Field of `PromptEmbeddings` to its position among the values that `encode_prompt` returns.
+        arguments: Keyword arguments of `encode_prompt`, beside the prompt and the device.
+        from_call: Names of further arguments, taken from the defaults of the pipeline's `__call__`.
+        masked: The transformer masks padding, and `encode_prompt` pads a single prompt not at all.
+        needs: Packages that the pipeline needs beside transformers.
+    """
+
+    pipeline: str
+    parts: Mapping[str, int]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    from_call: tuple[str, ...] = ()
+    masked: bool = False
+    needs: tuple[str, ...] = ()
+
+    def all_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `encode_prompt`, those of the user in place of the defaults.
+
+        Raises:
+            InputError: The pipeline has no such argument.
+        """
+        pipeline = pipeline_class(self.pipeline)
+        known, call = (inspect.signature(f).parameters for f in (pipeline.encode_prompt, pipeline.__call__))
+        for name, value in given.items():
+            if name not in known or name in ("self", "prompt", "device"):
+                raise InputError(name, value, f"is no argument of {self.pipeline}.encode_prompt of diffusers")
+        return {**self.arguments, **{name: call[name].default for name in self.from_call}, **given}
+
+
+ALONE: dict[str, Any] = {"do_classifier_free_guidance": False}  # no negative prompt beside the prompt
+RAW: dict[str, Any] = {**ALONE, "clean_caption": False}  # cleaning depends on packages that may be missing
+
+TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
+    "AuraFlowTransformer2DModel": (
+        TextSide("AuraFlowPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 256}),  # padding is zeroed
+    ),
+    "ChromaTransformer2DModel": (
+        TextSide("ChromaPipeline", {"embeds": 0, "mask": 2}, {**ALONE, "max_sequence_length": 512}),
+    ),
+    "CogView3PlusTransformer2DModel": (
+        TextSide("CogView3PlusPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 224}),
+    ),
+    "CogView4Transformer2DModel": (  # padded on the left to a multiple of 16, without a mask
+        TextSide("CogView4Pipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 1024}),
+    ),
+    "ErnieImageTransformer2DModel": (TextSide("ErnieImagePipeline", {"embeds": 0}, masked=True),),
+    "Flux2Transformer2DModel": (
+        TextSide("Flux2Pipeline", {"embeds": 0}, {"max_sequence_length": 512}),
+        TextSide("Flux2KleinPipeline", {"embeds": 0}, {"max_sequence_length": 512}),
+    ),
+    "FluxTransformer2DModel": (  # FLUX.1-schnell was trained with 256 tokens
+        TextSide("FluxPipeline", {"embeds": 0, "pooled": 1}, {"max_sequence_length": 512}),
+    ),
+    "Krea2Transformer2DModel": (  # several layers of the encoder side by side, `(B, L, layers * D)`
+        TextSide("Krea2Pipeline", {"embeds": 0, "mask": 1}, {"max_sequence_length": 512}),
+    ),
+    "Lumina2Transformer2DModel": (
+        TextSide("Lumina2Pipeline", {"embeds": 0, "mask": 1}, {**ALONE, "max_sequence_length": 256}),
+    ),
+    "LuminaNextDiT2DModel": (TextSide("LuminaPipeline", {"embeds": 0, "mask": 1}, RAW),),
+    "OvisImageTransformer2DModel": (
+        TextSide("OvisImagePipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 256}),
+    ),
+    "PRXTransformer2DModel": (TextSide("PRXPipeline", {"embeds": 0, "mask": 1}, ALONE, needs=("ftfy",)),),
+    "PixArtTransformer2DModel": (
+        TextSide("PixArtAlphaPipeline", {"embeds": 0, "mask": 1}, {**RAW, "max_sequence_length": 120}),
+        TextSide("PixArtSigmaPipeline", {"embeds": 0, "mask": 1}, {**RAW, "max_sequence_length": 300}),
+    ),
+    "QwenImageTransformer2DModel": (
+        TextSide("QwenImagePipeline", {"embeds": 0, "mask": 1}, {"max_sequence_length": 512}, masked=True),
+    ),
+    "SD3Transformer2DModel": (
+        TextSide(
+            "StableDiffusion3Pipeline",
+            {"embeds": 0, "pooled": 2},
+            {**ALONE, "prompt_2": None, "prompt_3": None, "max_sequence_length": 256},
+        ),
+    ),
+    "SanaTransformer2DModel": (
+        TextSide(
+            "SanaPipeline",
+            {"embeds": 0, "mask": 1},
+            {**RAW, "max_sequence_length": 300},
+            from_call=("complex_human_instruction",),
+        ),
+    ),
+    "UNet2DConditionModel": (
+        TextSide("StableDiffusionPipeline", {"embeds": 0}, {**ALONE, "num_images_per_prompt": 1}),
+        TextSide("StableDiffusionXLPipeline", {"embeds": 0, "pooled": 2}, ALONE),
+    ),
+    "WanTransformer3DModel": (
+        TextSide("WanPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 512}),  # padding is zeroed
+    ),
+    "ZImageTransformer2DModel": (
+        TextSide("ZImagePipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 512}, masked=True),
+    ),
+}
+"""Class of the transformer (or UNet) to the pipelines that it comes in."""
+
+
+def pipeline_class(name: str) -> Any:
+    """A pipeline class of diffusers.
+
+    Raises:
+        InputError: The package transformers is missing.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("prompts", name, "text encoders need transformers, run `pip install 'ditf_probe[text]'`")
+    return getattr(diffusers, name)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline folder.
+
+    Raises:
+        InputError: There is none, or it is no JSON object.
+    """
+    file = folder / "model_index.json"
+    try:
+        index = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError("prompts", str(file), "give a diffusers pipeline folder, which has this JSON file") from error
+    if not isinstance(index, dict):
+        raise InputError("prompts", str(file), "holds no JSON object, copy or download it again")
+    return index
+
+
+def find_text_side(folder: Path) -> TextSide:
+    """The entry of a pipeline folder.
+
+    Raises:
+        InputError: No entry for its transformer, or several and none for its pipeline.
+    """
+    index = read_index(folder)
+    model = next((index[key][1] for key in ("transformer", "unet") if isinstance(index.get(key), list)), None)
+    name, sides = index.get("_class_name"), TEXT_SIDES.get(str(model), ())
+    exact = [side for side in sides if side.pipeline == name] or sides
+    if len(exact) != 1:
+        known = [side.pipeline for side in sides] or list(TEXT_SIDES)
+        remedy = f"prompts can be encoded for {', '.join(known)}, give ditf_probe.PromptEmbeddings"
+        raise InputError("prompts", f"{folder}: {name} of {model}", remedy)
+    return exact[0]
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The files of tokenizers and text encoders of a pipeline folder; empty where it has no text encoder."""
+    parts = [part for part in folder.glob("*") if part.is_dir() and _is_text(part.name)]
+    if not any(part.name.startswith("text_encoder") for part in parts):
+        return []
+    return sorted(file for part in parts for file in part.rglob("*") if file.is_file() and file.name[0] != ".")
+
+
+def load_text_pipeline(folder: Path, side: TextSide, device: torch.device, dtype: torch.dtype) -> Any:
+    """Loads the tokenizers and text encoders of a pipeline folder.
+
+    Args:
+        folder: The folder; nothing but these parts is read.
+        side: Its entry.
+        device: Where to run the encoders.
+        dtype: Their dtype.
+
+    Returns:
+        The pipeline, without transformer, autoencoder and scheduler.
+
+    Raises:
+        InputError: A package is missing, or the folder is damaged.
+    """
+    pipeline = pipeline_class(side.pipeline)
+    for package in side.needs:
+        if importlib.util.find_spec(package) is None:
+            raise InputError("prompts", side.pipeline, f"needs {package}, run `pip install {package}`")
+    taken = inspect.signature(pipeline.__init__).parameters
+    parts = {name for name, value in read_index(folder).items() if _is_part(value)}
+    parts |= {name for name, parameter in taken.items() if parameter.default is parameter.empty and name != "self"}
+    options: dict[str, Any] = {name: None for name in parts if not _is_text(name)}
+    if "requires_safety_checker" in taken:
+        options["requires_safety_checker"] = False
+    try:
+        loaded = pipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True, **options)
+        return loaded.to(device)
+    except Exception as error:  # whatever a damaged folder makes of diffusers, transformers and tokenizers
+        reason = " ".join(str(error).split())[:200]
+        remedy = f"its text encoders cannot be loaded, copy or download it again ({reason})"
+        raise InputError("prompts", str(folder), remedy) from error
+
+
+@torch.no_grad()
+def encode_prompt(pipeline: Any, side: TextSide, prompt: str, arguments: Mapping[str, Any]) -> PromptEmbeddings:
+    """Encodes one prompt.
+
+    Args:
+        pipeline: From `load_text_pipeline`.
+        side: Its entry.
+        prompt: The text.
+        arguments: Of the pipeline's `encode_prompt`, from `TextSide.all_arguments`.
+
+    Returns:
+        One row, in the dtype of the encoders, on the CPU.
+    """
+    returned = pipeline.encode_prompt(prompt=prompt, device=pipeline.device, **arguments)
+    values = returned if isinstance(returned, tuple) else (returned,)
+    found = {part: _row(values[index]) for part, index in side.parts.items()}
+    embeds, mask = found["embeds"], found.get("mask")
+    assert embeds is not None
+    if mask is None and side.masked:
+        mask = torch.ones(embeds.shape[:2])
+    return PromptEmbeddings(embeds.flatten(2), found.get("pooled"), None if mask is None else mask.bool())
+
+
+def _row(value: Tensor | list[Tensor] | None) -> Tensor | None:
+    """`(1, ...)` on the CPU, also of a pipeline that returns a list with one tensor per prompt."""
+    tensor = value[0][None] if isinstance(value, list) else value
+    return None if tensor is None else tensor.cpu()
+
+
+def _is_text(name: str) -> bool:
+    return name.startswith(TEXT_PARTS)
+
+
+def _is_part(value: object) -> bool:
+    """Whether an entry of `model_index.json` names a component, as [library, class], and no setting."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, str | None) for x in value)
