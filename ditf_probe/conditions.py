@@ -1,6 +1,6 @@
 """What a backbone is told about an image: class labels, or the embeddings of a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ class PromptEmbeddings:
         embeds: `(B, L, D)` one vector per text token.
         pooled: `(B, P)` one vector per prompt, for models that want it.
         mask: `(B, L)` bool, False on padding, for models that mask it.
+        second: `(B, L', D')` one vector per token of a second text encoder, for models that have two.
     """
 
     embeds: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
+    second: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 3:
@@ -32,21 +34,23 @@ class PromptEmbeddings:
             raise InputError("conditions.pooled", tuple(self.pooled.shape), f"give ({rows}, P), a row per prompt")
         if self.mask is not None and tuple(self.mask.shape) != (rows, tokens):
             raise InputError("conditions.mask", tuple(self.mask.shape), f"give ({rows}, {tokens}), as the embeds have")
+        if self.second is not None and (self.second.ndim != 3 or len(self.second) != rows):
+            raise InputError("conditions.second", tuple(self.second.shape), f"give ({rows}, L, D), a row per prompt")
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def __getitem__(self, rows: Tensor) -> "PromptEmbeddings":
         """Prompts by row numbers `(R,)`; a row may come several times."""
-        pooled = None if self.pooled is None else self.pooled[rows.to(self.pooled.device)]
-        mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
-        return PromptEmbeddings(self.embeds[rows.to(self.embeds.device)], pooled, mask)
+        return self._map(lambda x: x[rows.to(x.device)], lambda x: x[rows.to(x.device)])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
         """The same prompts on a device, the vectors in a floating-point dtype."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        mask = None if self.mask is None else self.mask.to(device)
-        return PromptEmbeddings(self.embeds.to(device, dtype), pooled, mask)
+        return self._map(lambda x: x.to(device, dtype), lambda x: x.to(device))
+
+    def _map(self, vectors: Callable[[Tensor], Tensor], mask: Callable[[Tensor], Tensor]) -> "PromptEmbeddings":
+        pooled, second = (None if x is None else vectors(x) for x in (self.pooled, self.second))
+        return PromptEmbeddings(vectors(self.embeds), pooled, None if self.mask is None else mask(self.mask), second)
 
 
 def class_labels(conditions: Any, count: int, num_classes: int) -> Tensor:

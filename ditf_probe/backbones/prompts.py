@@ -13,7 +13,8 @@ import torch
 from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.backbones.hub import download_text
 from ditf_probe.backbones.prompt_cache import PromptCache, encoder_folder, manifests, write_manifest
-from ditf_probe.backbones.text import encode_prompt, find_text_side, load_text_pipeline, text_files
+from ditf_probe.backbones.text import encode_prompt, load_text_pipeline, text_files
+from ditf_probe.backbones.text_sides import find_text_side
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError

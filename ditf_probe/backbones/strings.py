@@ -1,6 +1,7 @@
 """Strings as conditions of a backbone: one per image, turned into embeddings that can share a batch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -91,7 +92,7 @@ def _padded(prompt: PromptEmbeddings, length: int) -> PromptEmbeddings:
     if not missing or prompt.mask is None:
         return prompt
     embeds = torch.nn.functional.pad(prompt.embeds, (0, 0, 0, missing))
-    return PromptEmbeddings(embeds, prompt.pooled, torch.nn.functional.pad(prompt.mask, (0, missing)))
+    return replace(prompt, embeds=embeds, mask=torch.nn.functional.pad(prompt.mask, (0, missing)))
 
 
 def _cat(prompts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
@@ -99,4 +100,4 @@ def _cat(prompts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
         found = [getattr(prompt, name) for prompt in prompts]
         return None if found[0] is None else torch.cat(found)
 
-    return PromptEmbeddings(part("embeds"), part("pooled"), part("mask"))
+    return PromptEmbeddings(part("embeds"), part("pooled"), part("mask"), part("second"))

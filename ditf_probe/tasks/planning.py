@@ -19,7 +19,7 @@ from ditf_probe.tasks.rows import Row, Source
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
-# What a probe keeps from its training. Sizes, noise draws and their seed are those of the evaluation.
+# What a probe keeps from its training. Sizes, prompts, noise draws and their seed are those of the evaluation.
 PROBE_SETTINGS = ("timestep", "tap", "modulation", "discard", "position_debias", "massive_channels", "massive_ratio")
 
 
@@ -192,5 +192,7 @@ def _colour_stream(backbone: Backbone, features: BackboneFeatures) -> Stream:
         position_debias="none",
         massive_channels="auto",
         ensemble=1,
+        prompt=None,
+        captions=None,
     )
     return _stream(ColourPatches(backbone.stride), replace(settings, bank_dtype="float32"), [0])

@@ -156,15 +156,16 @@ class TextFolders:
         self.name_transformer(folder, "SD3Transformer2DModel")
         return folder
 
-    def with_t5(self, pipeline: str, transformer: str) -> Path:
-        """The text side of a pipeline with one T5 of width 20 alone."""
+    def with_t5(self, pipeline: str, transformer: str, encoders: int = 1) -> Path:
+        """The text side alone of a pipeline with one T5 of width 20, or two."""
         folder = self.root / pipeline
         if not folder.is_dir():
-            self.t5(20).save_pretrained(folder / "text_encoder")
-            self.t5_tokenizer().save_pretrained(folder / "tokenizer")
-            parts = {"text_encoder": "T5EncoderModel", "tokenizer": "T5Tokenizer"}
-            index = {"_class_name": pipeline, "vae": ["diffusers", "AutoencoderKL"]}
-            index |= {part: ["transformers", name] for part, name in parts.items()}
+            index: dict[str, Any] = {"_class_name": pipeline, "vae": ["diffusers", "AutoencoderKL"]}
+            for number in ("", "_2")[:encoders]:
+                self.t5(20).save_pretrained(folder / f"text_encoder{number}")
+                self.t5_tokenizer().save_pretrained(folder / f"tokenizer{number}")
+                index[f"text_encoder{number}"] = ["transformers", "T5EncoderModel"]
+                index[f"tokenizer{number}"] = ["transformers", "T5Tokenizer"]
             (folder / "model_index.json").write_text(json.dumps(index))
             self.name_transformer(folder, transformer)
         return folder

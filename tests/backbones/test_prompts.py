@@ -177,11 +177,15 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
 
 
 def test_every_part_survives_the_cache(tmp_path: Path) -> None:
-    prompt = PromptEmbeddings(torch.randn(1, 3, 4).bfloat16(), torch.randn(1, 5), torch.tensor([[True, True, False]]))
+    prompt = PromptEmbeddings(
+        torch.randn(1, 3, 4).bfloat16(), torch.randn(1, 5), torch.tensor([[True, True, False]]), torch.randn(1, 2, 7)
+    )
     cache = PromptCache(tmp_path)
     cache.write("é\n", prompt)
     found = cache.read("é\n")
-    assert all(torch.equal(getattr(found, part), getattr(prompt, part)) for part in ("embeds", "pooled", "mask"))
+    assert all(
+        torch.equal(getattr(found, part), getattr(prompt, part)) for part in ("embeds", "pooled", "mask", "second")
+    )
     assert found.embeds.dtype == torch.bfloat16
     assert ("é\n" in cache, "e\n" in cache, 3 in cache, list(cache)) == (True, False, False, ["é\n"])
     (file,) = tmp_path.glob("*.safetensors")

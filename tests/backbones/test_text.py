@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ditf_probe.backbones import text
-from ditf_probe.backbones.text import TEXT_SIDES, TextSide, encode_prompt, find_text_side, load_text_pipeline
+from ditf_probe.backbones.text import encode_prompt, load_text_pipeline
+from ditf_probe.backbones.text_sides import TEXT_SIDES, TextSide, find_text_side
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.errors import InputError
 
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 ENTRIES = [(model, side) for model, sides in TEXT_SIDES.items() for side in sides]
 NAMES = [side.pipeline for _, side in ENTRIES]
 # Values that `encode_prompt` of the pipeline returns, for a part that has another name than "prompt_embeds".
-RETURNED = {"embeds": {"prompt_embeds", "text_hiddens"}, "pooled": {"pooled_prompt_embeds"}}
+RETURNED = {"embeds": {"prompt_embeds", "prompt_embeds_t5", "text_hiddens"}, "pooled": {"pooled_prompt_embeds"}}
 RETURNED["mask"] = {"prompt_attention_mask", "prompt_embeds_mask"}
 
 
@@ -53,7 +54,7 @@ def test_arguments_are_those_of_the_pipeline_itself(side: TextSide) -> None:
         if name in call and name != "clean_caption":
             assert value == call[name].default, name
     if "max_sequence_length" in known:
-        assert "max_sequence_length" in arguments
+        assert all("max_sequence_length" in {**arguments, **further} for further in side.calls)
 
 
 def test_flux_against_its_encoders_by_hand(text_folders: Any) -> None:
@@ -142,6 +143,36 @@ def test_t5_with_zeroed_padding(text_folders: Any, pipeline: str, model: str, le
     torch.testing.assert_close(found.embeds[:, :6], t5_by_hand(folder, CAT, length)[:, :6])
     assert not found.embeds[:, 6:].any()
     assert (found.mask, found.embeds.shape) == (None, (1, length, 20))
+
+
+def test_two_encoders(text_folders: Any) -> None:
+    folder = text_folders.with_t5("HunyuanDiTPipeline", "HunyuanDiT2DModel", encoders=2)  # T5 in the place of BERT
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, CAT, 77))
+    assert found.mask is not None
+    assert found.mask[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.second is not None
+    torch.testing.assert_close(found.second[:, :6], t5_by_hand(folder, CAT, 256)[:, :6])
+    assert not found.second[:, 6:].any()
+    with pytest.raises(InputError, match="no argument"):
+        encode(folder, "a cat", max_sequence_length=5)
+
+    folder = text_folders.with_t5("HunyuanImagePipeline", "HunyuanImageTransformer2DModel", encoders=2)
+    plain, quoted = (encode(folder, prompt) for prompt in ("a cat", 'a cat "red"'))
+    assert plain.second is not None
+    assert not plain.second.any()  # nothing is to be drawn
+    assert quoted.second is not None
+    assert quoted.second.shape == (1, 128, 20)
+    assert 1 < int(quoted.second.any(-1).sum()) < 128
+    assert plain.embeds.shape == (1, 1000, 20)
+
+
+def test_layers_of_a_language_model_side_by_side() -> None:
+    (side,) = TEXT_SIDES["HiDreamImageTransformer2DModel"]
+    layers = torch.randn(3, 1, 4, 5)  # (layers, B, L, D)
+    assert side.second is not None
+    found = side.second([None, None, layers])
+    assert torch.equal(found.unflatten(-1, (3, 5)).permute(2, 0, 1, 3), layers)
 
 
 # Pipelines that take any encoder with hidden states run with T5 in its place: tokens, masked tokens, options.
