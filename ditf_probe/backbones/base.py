@@ -90,7 +90,7 @@ class Backbone(nn.Module, ABC):
             transformer: A diffusers transformer of a known class; set to eval mode and frozen.
             vae: Its autoencoder, or None for a model of RGB pixels in [-1, 1].
             **options: Of `ditf_probe.backbones.diffusion.DiffusionBackbone`: name, scheduler, noising,
-                class_embedding, posterior, guidance, max_batch.
+                class_embedding, prompts, posterior, guidance, max_batch.
 
         Raises:
             InputError: A class that is not known, or parts that do not fit each other.
@@ -144,7 +144,8 @@ class Backbone(nn.Module, ABC):
             timestep: Noise level, 0 to `num_timesteps`.
             tap: "attention" (the stream before the block's first AdaLN) or "mlp" (before the second).
             image_ids: Seeds of the noise; None hashes the pixels of each image.
-            conditions: Class labels `(B,)`, prompts, or None for the null condition.
+            conditions: Class labels `(B,)`; a string for all images, one per image, or `PromptEmbeddings`; or None
+                for the null condition. Strings need the option `prompts` of a backbone that takes prompts.
             ensemble: Number of noise draws; stream, shift, scale and gate are their means.
             seed: Seed of the noise, beside image id, draw and timestep.
 

@@ -14,7 +14,7 @@ from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.backbones.hub import download_text
 from ditf_probe.backbones.prompt_cache import PromptCache, encoder_folder, manifests, write_manifest
 from ditf_probe.backbones.text import encode_prompt, load_text_pipeline, text_files
-from ditf_probe.backbones.text_sides import find_text_side
+from ditf_probe.backbones.text_sides import TextSide, find_text_side, installed
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError
@@ -127,21 +127,19 @@ class PromptEncoder:
     def _identity(self) -> tuple[Path, dict[str, Any]]:
         """Folder of the embeddings, and the encoder that they are of."""
         known = manifests(self.cache_dir)
+        here = {"source": self.source, "given": _plain(self.arguments)}
         if self._is_hub_id:  # no download for what is known
-            same = {place: facts for place, facts in known.items() if facts["seen"].get("source") == self.source}
-            if found := self._fitting(same):
-                return found[0]
+            dtype = _name(resolve_dtype(self.dtype, resolve_device(self.device)))
+            for place, facts in known.items():
+                if here.items() <= facts["seen"].items() and facts["encoder"]["dtype"] == dtype:
+                    return place, facts["encoder"]
         folder = self._folder
         files = [] if folder is None else text_files(folder)
-        if folder is None or not files:
-            return self._only(self._fitting(known), folder)
-        side, dtype = find_text_side(folder), resolve_dtype(self.dtype, resolve_device(self.device))
-        asked = {
-            "pipeline": side.pipeline,
-            "arguments": _plain(side.all_arguments(self.arguments)),
-            "dtype": _name(dtype),
-        }
-        seen = {"source": self.source, "transformers": version("transformers"), "files": _stats(files, folder)}
+        fitting = self._fitting(known)
+        if folder is None or not files or (fitting and not installed("transformers")):
+            return self._only(fitting, folder)
+        asked = self._asked(find_text_side(folder))
+        seen = here | {"transformers": version("transformers"), "files": _stats(files, folder)}
         for place, facts in known.items():
             if facts["seen"] == seen and all(facts["encoder"].get(key) == value for key, value in asked.items()):
                 return place, facts["encoder"]
@@ -149,6 +147,12 @@ class PromptEncoder:
         place = encoder_folder(ensure_writable(self.cache_dir, "cache_dir"), encoder)
         write_manifest(place, encoder, seen)
         return place, encoder
+
+    def _asked(self, side: TextSide) -> dict[str, Any]:
+        """What decides about the embeddings, beside the files of the encoder."""
+        dtype = resolve_dtype(self.dtype, resolve_device(self.device))
+        arguments = _plain(side.all_arguments(self.arguments))
+        return {"pipeline": side.pipeline, "arguments": arguments, "dtype": _name(dtype)}
 
     def _fitting(self, known: dict[Path, dict[str, Any]]) -> list[tuple[Path, dict[str, Any]]]:
         """The encoders of a cache that have the arguments and the dtype that were asked for."""

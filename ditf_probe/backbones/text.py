@@ -3,7 +3,6 @@
 Not run with real weights yet, for want of them: tests build tiny ones.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.text_sides import TextSide, pipeline_class, read_index
+from ditf_probe.backbones.text_sides import TextSide, installed, pipeline_class, read_index
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.errors import InputError
 
@@ -45,7 +44,7 @@ def load_text_pipeline(folder: Path, side: TextSide, device: torch.device, dtype
     """
     pipeline = pipeline_class(side.pipeline)
     for package in side.needs:
-        if importlib.util.find_spec(package) is None:
+        if not installed(package):
             raise InputError("prompts", side.pipeline, f"needs {package}, run `pip install {package}`")
     taken = inspect.signature(pipeline.__init__).parameters
     parts = {name for name, value in read_index(folder).items() if _is_part(value)}

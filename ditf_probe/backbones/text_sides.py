@@ -162,13 +162,18 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
 """Class of the transformer (or UNet) to the pipelines that it comes in."""
 
 
+def installed(package: str) -> bool:
+    """Whether a package could be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
 def pipeline_class(name: str) -> Any:
     """A pipeline class of diffusers.
 
     Raises:
         InputError: The package transformers is missing.
     """
-    if importlib.util.find_spec("transformers") is None:
+    if not installed("transformers"):
         raise InputError("prompts", name, "text encoders need transformers, run `pip install 'ditf_probe[text]'`")
     return getattr(diffusers, name)
 

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
 
 from ditf_probe import InputError, PromptEmbeddings
+from ditf_probe.backbones import hub as hub_module
 from ditf_probe.backbones import prompts as module
+from ditf_probe.backbones import text_sides
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.hub import download_text
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.prompt_cache import PromptCache, manifests
 from ditf_probe.backbones.prompts import PromptEncoder
@@ -66,6 +70,16 @@ def test_a_complete_cache_never_loads_the_encoders(text_folders: Any, filled: Pa
         assert other.settings()["prompts"]["pipeline"] == "FluxPipeline"
         for block, tapped in run(other, TEXTS).items():
             assert torch.equal(tapped.hidden_states, expected[block].hidden_states)
+
+
+def test_a_complete_cache_does_without_transformers(
+    text_folders: Any, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_sides.importlib.util, "find_spec", lambda name: None)
+    assert PromptEncoder(text_folders.flux, filled, device="cpu").encode(TEXTS) == 0
+    for cache in (filled, tmp_path):
+        with pytest.raises(InputError, match=r"pip install 'ditf_probe\[text\]'"):
+            PromptEncoder(text_folders.flux, cache, device="cpu").encode(["never seen"])
 
 
 def test_strings_are_their_embeddings(backbone: Backbone, text_folders: Any) -> None:
@@ -272,6 +286,25 @@ def test_hub_ids_are_downloaded_for_missing_prompts_only(hub: list[str], tmp_pat
     assert hub == ["someone/pipe"]
     assert PromptEncoder("someone/pipe", tmp_path, device="cpu").encode(["a dog"]) == 1
     assert hub == ["someone/pipe"] * 2
+    short = PromptEncoder("someone/pipe", tmp_path, device="cpu", max_sequence_length=4)  # not what is known
+    assert short(["a cat"])[0].embeds.shape[1] == 4
+    assert PromptEncoder("someone/pipe", tmp_path, device="cpu")(["a cat"])[0].embeds.shape[1] == 512
+    assert hub == ["someone/pipe"] * 3
+
+
+def test_only_the_text_side_is_downloaded(text_folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(repository: str, *, allow_patterns: list[str], **_: object) -> str:
+        assert repository == "someone/pipe"
+        names = [file.relative_to(text_folders.flux).as_posix() for file in text_folders.flux.rglob("*")]
+        for name in sorted(set(filter_repo_objects([*names, "text_encoder/x.bin"], allow_patterns=allow_patterns))):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(text_folders.flux / name, tmp_path / name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub_module, "snapshot_download", snapshot)
+    parts = {path.name for path in download_text("someone/pipe").iterdir()}
+    assert parts == {"model_index.json", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"}
+    assert PromptEncoder(tmp_path, tmp_path / "cache", device="cpu").encode(["a cat"]) == 1
 
 
 def test_a_folder_without_encoders_uses_the_cache(text_folders: Any, filled: Path, tmp_path: Path) -> None:

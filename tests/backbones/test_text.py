@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones import text
+from ditf_probe.backbones import text_sides
 from ditf_probe.backbones.text import encode_prompt, load_text_pipeline
 from ditf_probe.backbones.text_sides import TEXT_SIDES, TextSide, find_text_side
 from ditf_probe.conditions import PromptEmbeddings
@@ -225,14 +225,14 @@ def test_damaged_encoders_are_one_line(text_folders: Any, tmp_path: Path) -> Non
 
 
 def test_without_transformers_it_says_what_to_install(text_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(text_sides.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'ditf_probe\[text\]'"):
         encode(text_folders.flux, "a cat")
 
 
 def test_a_missing_package_of_one_pipeline(text_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = text_folders.with_t5("PRXPipeline", "PRXTransformer2DModel")
-    find = text.importlib.util.find_spec
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None if name == "ftfy" else find(name))
+    find = text_sides.importlib.util.find_spec
+    monkeypatch.setattr(text_sides.importlib.util, "find_spec", lambda name: None if name == "ftfy" else find(name))
     with pytest.raises(InputError, match="pip install ftfy"):
         encode(folder, "a cat")
