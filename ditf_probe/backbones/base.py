@@ -101,8 +101,8 @@ class Backbone(nn.Module, ABC):
                 eval mode and frozen.
             vae: Its autoencoder, or None for a model of RGB pixels in [-1, 1].
             **options: Of `ditf_probe.backbones.diffusion.DiffusionBackbone`: name, scheduler, noising,
-                class_embedding, posterior, guidance, max_batch; or of `ditf_probe.backbones.unet.DIFTBackbone` or
-                `ditf_probe.backbones.vit.TimmBackbone`.
+                class_embedding, prompts, posterior, guidance, max_batch; or of
+                `ditf_probe.backbones.unet.DIFTBackbone` or `ditf_probe.backbones.vit.TimmBackbone`.
 
         Raises:
             InputError: A class that is not known, or parts that do not fit each other.
@@ -191,7 +191,8 @@ class Backbone(nn.Module, ABC):
             tap: "attention" (the stream before the block's first AdaLN), "mlp" (before the second), "query", "key" or
                 "value".
             image_ids: Seeds of the noise; None hashes the pixels of each image.
-            conditions: Class labels `(B,)`, prompts, or None for the null condition.
+            conditions: Class labels `(B,)`; a string for all images, one per image, or `PromptEmbeddings`; or None
+                for the null condition. Strings need the option `prompts` of a backbone that takes prompts.
             ensemble: Number of noise draws; stream, shift, scale and gate are their means.
             seed: Seed of the noise, beside image id, draw and timestep.
 

@@ -22,6 +22,8 @@ from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timest
 from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
+from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
@@ -40,6 +42,7 @@ class DiffusionBackbone(Backbone):
         class_embedding: Class labels to the text token and pooled vector of a model that takes prompts, the last
             label the null class. Without it such a model takes prompts.
         posterior: "mode" or "sample" of the autoencoder.
+        prompts: Text side of a model that takes prompts, so that conditions can be strings.
         guidance: Guidance scale for models that embed it (FLUX.1-dev), unused otherwise.
         max_batch: Rows (image x draw) per pass of the transformer.
         weights_sha256: Hash of the weights if known, or how to compute it; otherwise of the tensors in memory.
@@ -57,6 +60,7 @@ class DiffusionBackbone(Backbone):
         scheduler: Any = None,
         noising: Noising | None = None,
         class_embedding: nn.Embedding | None = None,
+        prompts: PromptEncoder | None = None,
         posterior: Posterior = "mode",
         guidance: float = 3.5,
         max_batch: int = 16,
@@ -69,6 +73,9 @@ class DiffusionBackbone(Backbone):
         self.class_embedding = class_embedding
         if class_embedding is not None:
             check_embedding(class_embedding, self.family, self.transformer.config)
+        if prompts is not None and self._takes_labels:
+            raise InputError("prompts", type(prompts).__name__, "this model takes class labels, leave it out")
+        self.prompts = prompts
         self.noising: Noising = noising or self.family.noising
         check_choice("noising", self.noising, Noising)
         if max_batch < 1:
@@ -94,6 +101,7 @@ class DiffusionBackbone(Backbone):
         group, _, _ = find_block(self.transformer, self.family, index)
         return group_taps(group)
 
+    @reads_text
     @torch.no_grad()
     def forward(
         self,
@@ -190,6 +198,7 @@ class DiffusionBackbone(Backbone):
             scheduler=self.scheduler,
             noising=self.noising,
             class_embedding=embedding,
+            prompts=self.prompts,
             posterior=self.latents.posterior,
             guidance=self.guidance or 0.0,
             max_batch=self.max_batch,
@@ -209,6 +218,7 @@ class DiffusionBackbone(Backbone):
             "scheduler": None if self.scheduler is None else plain(self.scheduler.config),
             "guidance": self.guidance,
             "stride": self.stride,
+            "prompts": None if self.prompts is None else self.prompts.settings(),
             "null_condition": "null class" if self._takes_labels else "zero embeddings",
         }
 

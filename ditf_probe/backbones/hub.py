@@ -49,6 +49,22 @@ def download(repository: str) -> Path:
     raise InputError("backbone", repository, "the repository has no weights of a diffusers transformer")
 
 
+def download_text(repository: str) -> Path:
+    """Fetches the tokenizers and text encoders of a repository, or finds them in the cache, as `download` does.
+
+    Args:
+        repository: "owner/name" of a diffusers pipeline.
+
+    Returns:
+        The local folder; without text encoders where the repository has none as safetensors.
+
+    Raises:
+        InputError: Not there, not allowed, or no network.
+    """
+    text = [f"text_encoder*/*{suffix}" for suffix in (".json", ".safetensors")]
+    return _fetch(repository, ["model_index.json", "tokenizer*/*", *text])
+
+
 def _fetch(repository: str, patterns: list[str]) -> Path:
     options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]}
     with explaining(repository):

@@ -41,8 +41,8 @@ def load_backbone(
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere; float32 for the small pixel-space models), "float32",
             "bfloat16" or "float16".
-        **options: As in `Backbone.from_model`: name, scheduler, noising, posterior, guidance, max_batch and so on;
-            those of timm models are in `load_timm`.
+        **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
+            so on; those of timm models are in `load_timm`.
 
     Returns:
         The backbone in eval mode, without gradients, on the device.

@@ -125,7 +125,8 @@ class FeatureExtractor:
             images: `(B, 3, H, W)` in [0, 1]. Used as they are where they have the size that `prepare` gives
                 (always with `image_size` None); otherwise resized, after rounding to 8 bits.
             image_ids: Seeds of the noise; None hashes the pixels.
-            conditions: Class labels `(B,)` or prompts; None is the null condition.
+            conditions: Class labels `(B,)`; a string for all images, one per image, or `PromptEmbeddings`; None is
+                the null condition. See `Backbone.forward`.
 
         Returns:
             Block index to `(B, C, h, w)` float32.

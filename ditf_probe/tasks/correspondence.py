@@ -20,6 +20,7 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan
+from ditf_probe.tasks.prompts import encode_prompts, loading_options
 from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
 from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
 from ditf_probe.tasks.scores import Scores
@@ -76,7 +77,9 @@ class CorrespondenceTask(L.LightningModule):
         if not self._backbone:
             settings, device = self.features, self.trainer.strategy.root_device
             self._backbone.append(
-                load_backbone(settings.backbone, device=device, dtype=settings.dtype, **settings.options)
+                load_backbone(
+                    settings.backbone, device=device, dtype=settings.dtype, **loading_options(settings, device)
+                )
             )
         return self._backbone[0]
 
@@ -91,6 +94,11 @@ class CorrespondenceTask(L.LightningModule):
         if not isinstance(module, PairDataModule):
             raise InputError("datamodule", type(module).__name__, "give the trainer a PairDataModule")
         return module
+
+    def prepare_data(self) -> None:
+        """Encodes the prompts of the images once per node, so that text encoders are gone before the backbone comes."""
+        if self.features.prompt is not None or self.features.captions is not None:
+            encode_prompts(self.features, self._datasets(), self.trainer.strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work before anything is computed."""
@@ -149,14 +157,14 @@ class CorrespondenceTask(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes a number of the last test, as plain JSON values."""
-        models = [stream.extractor for stream in self._streams()]
+        streams = self._streams()
         rows = {}
         for matcher in self.matchers:
-            model = None if matcher.stream is None else models.index(matcher.stream.extractor)
+            model = None if matcher.stream is None else streams.index(matcher.stream)
             rows[matcher.row.name] = {**asdict(matcher.row), "model": model, "blocks": list(matcher.blocks)}
         return {
             "rows": rows,
-            "models": [model.settings() for model in models],
+            "models": [stream.facts() for stream in streams],
             "probes": {probe.name: asdict(probe.facts) for probe in self._probes},
             "rounding": self.rounding,
             "scoring": {"alphas": list(self.alphas), "strict": self.strict},
@@ -179,6 +187,15 @@ class CorrespondenceTask(L.LightningModule):
             name = differing[0]
             found = f"{len(differing)} tensors differ, {name} is {there.get(name)} there and {own.get(name)} here"
             raise InputError("ckpt_path", found, "use the checkpoint of this configuration, or none")
+
+    def _datasets(self) -> list[PairDataset]:
+        """The data sets whose images this run computes."""
+        pairs, features = self.pairs, self.features
+        found = list(pairs.test.values()) if self.trainer.testing else [pairs.train, pairs.val]
+        calibrated = features.discard != "none" or features.position_debias != "none"
+        if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
+            found.append(pairs.calibration)
+        return [dataset for dataset in found if dataset is not None]
 
     def _sheet(self, dataset: PairDataset, rows: Sequence[str]) -> Scores:
         return Scores(dataset, rows, self.alphas, self.strict, self.device)

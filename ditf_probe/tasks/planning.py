@@ -19,9 +19,9 @@ from ditf_probe.tasks.rows import Row, Source
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
-# What a probe keeps from its training. Sizes, noise draws and their seed are those of the evaluation.
+# What a probe keeps from its training. Sizes, prompts, noise draws and their seed are those of the evaluation.
 PROBE_SETTINGS = (
-    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio"),
+    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio", "modulation_condition"),
     *("position_debias", "debias_components", "debias_images"),
 )
 
@@ -166,8 +166,9 @@ def _zero_shot_block(backbone: Backbone, features: BackboneFeatures) -> list[int
 
 def _pass_of(features: BackboneFeatures) -> tuple[object, ...]:
     """What must be equal for rows to share a pass and a calibration."""
-    debias = features.debias_components, features.debias_images
-    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio, debias
+    tapped = str(features.timestep), features.tap, features.modulation_condition
+    found = str(features.massive_channels), features.massive_ratio, features.debias_components, features.debias_images
+    return *tapped, *found
 
 
 def _backbone_streams(
@@ -196,5 +197,7 @@ def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
         position_debias="none",
         massive_channels="auto",
         ensemble=1,
+        prompt=None,
+        captions=None,
     )
     return _stream(ColourPatches(stride), replace(settings, bank_dtype="float32"), [0])
