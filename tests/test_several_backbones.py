@@ -65,7 +65,8 @@ def compare(run_dir: Path, *words: str, features: Any = TINY, **options: Any) ->
     data = {"calibration": calibration, "test": test, "batch_size": 4}
     data = {"class_path": "ditf_probe.data.datamodule.PairDataModule", "init_args": data}
     file = run_dir.parent / f"{run_dir.name}.yaml"
-    file.write_text(yaml.safe_dump({"model": model, "data": data}, sort_keys=False))
+    trainer = {"callbacks": []}  # neither progress bar nor pictures
+    file.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}, sort_keys=False))
     evaluate(["test", "--config", str(file), "--run_dir", str(run_dir), *words])
     return {row.name: row for row in read_predictions(run_dir).datasets[0].rows}
 
@@ -73,8 +74,9 @@ def compare(run_dir: Path, *words: str, features: Any = TINY, **options: Any) ->
 @pytest.fixture(scope="module")
 def together(presets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, RowResult]]:
     run_dir = tmp_path_factory.mktemp("runs") / "together"
-    files = ["--backbone", *map(str, presets.values())]
-    return run_dir, compare(run_dir, *files, rows=["raw", "adaln", "same_position", "rgb"], fusions=FUSIONS)
+    given = {"others": {"dit": yaml.safe_load(presets["dit"].read_text())}, "fusions": FUSIONS}
+    rows = ["raw", "adaln", "same_position", "rgb"]
+    return run_dir, compare(run_dir, "--backbone", str(presets["flux"]), rows=rows, **given)
 
 
 def assert_same_predictions(one: RowResult, two: RowResult) -> None:

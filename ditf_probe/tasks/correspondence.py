@@ -38,14 +38,14 @@ class CorrespondenceTask(L.LightningModule):
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
         rows: Which rows of that backbone, and which controls, in order.
         probe_folders: Trained probes of that backbone to compare, as `train.py` writes them.
-        others: Further zero-shot rows by name, each with a backbone of its own and one block.
-        backbone_files: The same as YAML files, such as those in `configs/backbone/`; each row is called like its file.
-        fusions: Rows that put the features of other rows together, by name.
         alphas: PCK thresholds as fractions.
         strict: Compare distances with `<` instead of `<=`.
         statistics: Per data set, which average its intervals refer to: "per_point" (default) or "per_image".
         rounding: Where source descriptors are sampled, as in `match_keypoints`.
         run_dir: Folder of everything that a run writes.
+        others: Further zero-shot rows by name, each with a backbone of its own and one block.
+        backbone_files: The same as YAML files, such as those in `configs/backbone/`; each row is called like its file.
+        fusions: Rows that put the features of other rows together, by name.
 
     Raises:
         InputError: An unknown row, names that meet, a backbone file that cannot be read, or an impossible fusion.

@@ -115,8 +115,8 @@ class FeatureMatcher(MapMatcher):
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        looked_for = self.row.discard != "none" and self.stream.extractor.massive_channels == "auto"
-        return looked_for or self.row.position_debias != "none"
+        looked_for = self.row.position_debias == "mean" or self.stream.extractor.massive_channels == "auto"
+        return self.row.needs_calibration and looked_for
 
     @property
     def parameters(self) -> int:
