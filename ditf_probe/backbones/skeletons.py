@@ -94,18 +94,34 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
     """
     places = model.state_dict()
     sources = {_stored_name(name, checkpoint): name for name in places}
-    precise: Collection[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    precise = kept_in_float32(model)
     values: dict[str, Tensor] = {}
     for stored, tensor in checkpoint.read(sources, device):
         name = sources[stored]
         _check_shape(name, tensor, places[name], checkpoint)
         if tensor.is_floating_point():
-            kept = not set(precise).isdisjoint(name.split("."))
-            tensor = tensor.to(torch.float32 if kept else dtype)
+            tensor = tensor.to(weight_dtype(name, precise, dtype))
         values[name] = tensor
     model.load_state_dict(values, assign=True)
     model.requires_grad_(False)
     nn.Module.to(model, device)  # the buffers that no file holds
+
+
+def kept_in_float32(model: nn.Module) -> Collection[str]:
+    """Names of the modules and weights that a diffusers class keeps in float32."""
+    names: Collection[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return names
+
+
+def weight_dtype(name: str, precise: Collection[str], dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a floating-point weight.
+
+    Args:
+        name: Its path in the model.
+        precise: As `kept_in_float32` gives it.
+        dtype: The one that was asked for.
+    """
+    return dtype if set(precise).isdisjoint(name.split(".")) else torch.float32
 
 
 def _stored_name(name: str, checkpoint: Checkpoint) -> str:
