@@ -19,7 +19,7 @@ from ditf_probe.backbones.hub import download
 from ditf_probe.backbones.model_configs import find_entry, home_of, read_json
 from ditf_probe.backbones.offloading import Offload, apply_offload
 from ditf_probe.backbones.quantised import Quantization, load_quantised
-from ditf_probe.backbones.single_file import SUFFIXES, config_file, is_tiny, load_original
+from ditf_probe.backbones.single_file import SUFFIXES, config_file, is_tiny, load_original, settle
 from ditf_probe.backbones.skeletons import load_model
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.backbones.weight_options import ALL_OF_IT, WeightOptions
@@ -190,7 +190,7 @@ def load_single_file(
     transformer = load_original(file, home, dtype, device, how.quantization)
     how.cut(transformer, family)
     if how.quantization is None:
-        nn.Module.to(transformer, how.resting_place(device))  # that of diffusers warns for nothing
+        settle(transformer, how.resting_place(device))
     pipeline = home.parent.parent if home.parent.name == "transformer" else None
     return _with_pipeline(transformer, [file], pipeline, device, dtype, how, quantization=how.quantization, **options)
 

@@ -84,6 +84,9 @@ def load_original(
             device="cpu" if quantization is None else str(device),
             **given,
         )
+    except NotImplementedError as error:  # what was not in the file cannot be moved
+        remedy = f"lacks tensors of a {cls.__name__} with {config}, both must be of one model"
+        raise InputError("backbone", str(file), remedy) from error
     except Exception as error:  # of diffusers, accelerate, safetensors and torch
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         remedy = f"cannot be read as a {cls.__name__} with {config}, both must be of one model ({reason})"
@@ -92,3 +95,13 @@ def load_original(
     if missing:
         raise InputError("backbone", f"{file}: no tensor {missing[0]}", "the file and the config are not of one model")
     return model
+
+
+def settle(model: nn.Module, device: torch.device) -> None:
+    """Copies unquantised weights from the mapping of their file to a device, in place.
+
+    On the CPU too: a mapped tensor lies in memory as it does in the file, and matrix products round by how their input
+    is aligned.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.to(device, copy=True)

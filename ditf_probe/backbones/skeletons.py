@@ -101,6 +101,9 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
         _check_shape(name, tensor, places[name], checkpoint)
         if tensor.is_floating_point():
             tensor = tensor.to(weight_dtype(name, precise, dtype))
+        if tensor.device.type == "cpu":
+            # A mapped tensor lies in memory as it does in the file; matrix products round by how their input is aligned.
+            tensor = tensor.clone()
         values[name] = tensor
     model.load_state_dict(values, assign=True)
     model.requires_grad_(False)
