@@ -48,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     select.add_argument("--write", type=Path, help="preset file whose block, timestep and tap are replaced")
     select.set_defaults(run=_select)
+    info = verbs.add_parser(
+        "info", help="blocks, taps, parameters and bytes of a backbone, without loading its weights"
+    )
+    info.add_argument("backbone", help="name, folder or hub id, as in load_backbone")
+    info.add_argument("--last-block", type=int, help="the last block that will be asked for; the last one by default")
+    info.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16")
+    info.set_defaults(run=_info)
     return parser
 
 
@@ -106,3 +113,14 @@ def _select(options: argparse.Namespace) -> None:
     )
     if options.write is not None:
         write_preset(options.write, best)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from ditf_probe.backbones.description import describe_backbone
+    from ditf_probe.backbones.description_table import print_description
+    from ditf_probe.devices import DTYPES
+
+    if options.dtype not in DTYPES:
+        raise InputError("dtype", options.dtype, f"use one of {', '.join(DTYPES)}")
+    described = describe_backbone(options.backbone, last_block=options.last_block, dtype=DTYPES[options.dtype])
+    print_description(described, options.dtype)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditf_probe.errors import InputError
+from ditf_probe.precision import to_float64
 
 Mode = Literal["stretch", "keep_aspect", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -41,8 +42,9 @@ def resize_points(points: Tensor, from_size: Sequence[int], to_size: Sequence[in
         InputError: If `points` does not end in an axis of two coordinates or is not floating point.
     """
     _check_points(points)
-    scale = points.new_tensor([to_size[1] / from_size[1], to_size[0] / from_size[0]], dtype=torch.float64)
-    return ((points.double() + 0.5) * scale - 0.5).to(points.dtype)
+    exact = to_float64(points)
+    scale = exact.new_tensor([to_size[1] / from_size[1], to_size[0] / from_size[0]])
+    return ((exact + 0.5) * scale - 0.5).to(points.device, points.dtype)
 
 
 def grid_coordinates(points: Tensor, size: Sequence[int], grid: Sequence[int]) -> Tensor:
@@ -105,15 +107,15 @@ class Transform:
     def apply(self, points: Tensor) -> Tensor:
         """Maps points of the original image to the prepared one: `(..., 2)` to `(..., 2)`, (x, y) in pixels."""
         moved = resize_points(_double(points), self.size, self.scaled) + self._shift(points)
-        return moved.to(points.dtype)
+        return moved.to(points.device, points.dtype)
 
     def invert(self, points: Tensor) -> Tensor:
         """Maps points of the prepared image to the original one: `(..., 2)` to `(..., 2)`, (x, y) in pixels."""
         moved = resize_points(_double(points) - self._shift(points), self.scaled, self.size)
-        return moved.to(points.dtype)
+        return moved.to(points.device, points.dtype)
 
     def _shift(self, points: Tensor) -> Tensor:
-        return points.new_tensor(self.offset[::-1], dtype=torch.float64)
+        return to_float64(points).new_tensor(self.offset[::-1])
 
 
 def fit(
@@ -241,4 +243,4 @@ def _check_points(points: Tensor) -> None:
 
 def _double(points: Tensor) -> Tensor:
     _check_points(points)
-    return points.double()
+    return to_float64(points)

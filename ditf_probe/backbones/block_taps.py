@@ -227,6 +227,9 @@ def fold_norm_weights(
         Shift and scale for the same norm without weights.
     """
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+    like = scale if scale is not None else shift
+    if like is not None:  # an offloaded norm has its weights elsewhere
+        weight, bias = (None if x is None else x.to(like.device) for x in (weight, bias))
     factor = 1.0 if scale is None else 1 + scale
     if bias is not None:
         shift = bias * factor if shift is None else bias * factor + shift

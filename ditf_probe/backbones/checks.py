@@ -1,7 +1,7 @@
 """What a backbone refuses, in words for its user."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,14 +54,14 @@ def check_timestep(timestep: int, last: int) -> None:
         raise InputError("timestep", timestep, remedy)
 
 
-def check_options(options: Mapping[str, Any], *accepting: Callable[..., Any]) -> None:
-    """Options are keyword-only parameters of what is called with them.
+def check_options(options: Mapping[str, Any], *accepting: Callable[..., Any], without: Collection[str] = ()) -> None:
+    """Options are keyword-only parameters of what is called with them, but those that it is called `without`.
 
     Raises:
         InputError: One is not.
     """
     parameters = [p for function in accepting for p in inspect.signature(function).parameters.values()]
-    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in without]
     for option in options:
         if option not in names:
             raise InputError(option, options[option], f"is no option of this backbone, use {', '.join(names)}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, f
 from ditf_probe.backbones.prompts import PromptEncoder
 from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import containers, find_block, recording
+from ditf_probe.backbones.truncation import check_loaded, last_loaded, truncate
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
 
@@ -46,6 +47,8 @@ class DiffusionBackbone(Backbone):
         guidance: Guidance scale for models that embed it (FLUX.1-dev), unused otherwise.
         max_batch: Rows (image x draw) per pass of the transformer.
         weights_sha256: Hash of the weights if known, or how to compute it; otherwise of the tensors in memory.
+        quantization: How the weights are quantised, for `settings`.
+        compute_device: Where an offloaded transformer computes; None for one whose weights stay where they are.
 
     Raises:
         InputError: A class that no family describes, parts that do not fit each other, an unknown option value.
@@ -65,6 +68,8 @@ class DiffusionBackbone(Backbone):
         guidance: float = 3.5,
         max_batch: int = 16,
         weights_sha256: str | Callable[[], str] | None = None,
+        quantization: str | None = None,
+        compute_device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.family = find_family(transformer)
@@ -93,6 +98,8 @@ class DiffusionBackbone(Backbone):
             self.num_timesteps = self.scheduler.config.num_train_timesteps - 1
         self.modulation_conditions = modulation_conditions(self.family)
         self._weights_sha256 = weights_sha256
+        self.quantization = quantization
+        self._compute_device = compute_device
         self.requires_grad_(False).eval()
 
     def taps(self, block: int) -> tuple[Tap, ...]:
@@ -137,6 +144,7 @@ class DiffusionBackbone(Backbone):
         check_choice("tap", tap, Tap)
         check_condition(modulation_condition, self.modulation_conditions, self.name)
         chosen = check_blocks(blocks, self.num_blocks)
+        check_loaded(chosen, last_loaded(self.transformer, self.family))
         taps = [tap_block(self.transformer, self.family, index, tap, modulation_condition) for index in chosen]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))
@@ -189,6 +197,8 @@ class DiffusionBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformer = type(self.transformer).from_config(self.transformer.config)
+            if (last := last_loaded(self.transformer, self.family)) < self.num_blocks - 1:
+                truncate(transformer, self.family, last)
             if embedding is not None:
                 embedding = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim).to(embedding.weight)
         return DiffusionBackbone(
@@ -212,6 +222,7 @@ class DiffusionBackbone(Backbone):
             "config": plain(self.transformer.config),
             "weights_sha256": self.weights_sha256,
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
+            **({} if self.quantization is None else {"quantization": self.quantization}),
             "vae": None if self.latents.vae is None else plain(self.latents.vae.config),
             "posterior": None if self.latents.vae is None else self.latents.posterior,
             "noising": self.noising,
@@ -221,6 +232,15 @@ class DiffusionBackbone(Backbone):
             "prompts": None if self.prompts is None else self.prompts.settings(),
             "null_condition": "null class" if self._takes_labels else "zero embeddings",
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._compute_device or super().device
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # An offloaded model moves its weights itself; `to` would bring all of them at once.
+        return self if self._compute_device is not None else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def _takes_labels(self) -> bool:

@@ -17,8 +17,12 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path], root: Path) -> str:
-    """One SHA-256 for several files: of the lines "hash  path", as `sha256sum` prints them in `root`."""
-    lines = (f"{file_sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in sorted(paths))
+    """One SHA-256 for several files: of the lines "hash  path", as `sha256sum` prints them in `root`.
+
+    A file outside of `root` counts by its name alone.
+    """
+    named = [(path, path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name) for path in paths]
+    lines = (f"{file_sha256(path)}  {name}\n" for path, name in sorted(named))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -12,25 +12,23 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from ditf_probe.errors import InputError
 
 _PARTS = ("transformer/", "unet/", "vae/", "scheduler/")
-_DESCRIPTIONS = [
-    "model_index.json",
-    "config.json",
-    "diffusion_pytorch_model*.json",
-    *(f"{part}*.json" for part in _PARTS),
-]
+_CONFIGS = ["model_index.json", "config.json", *(f"{part}*config.json" for part in _PARTS)]
+_INDICES = [f"{part}diffusion_pytorch_model*.json" for part in ("", *_PARTS)]
 _WEIGHTS = [f"{part}diffusion_pytorch_model*" for part in ("", "transformer/", "unet/", "vae/")]
+_LOCAL = "or give a local folder with transformer/, vae/ and scheduler/ of the repository"
 
 
 def download(repository: str) -> Path:
     """Fetches the transformer, the autoencoder and the scheduler of a repository, or finds them in the cache.
 
     Offline flags (`HF_HUB_OFFLINE=1`) and the cache folder (`HF_HOME`) of huggingface_hub are honoured. Nothing that
-    needs pickle is fetched unless the repository has no safetensors (diffusers then reads tensors only).
+    needs pickle is fetched unless the repository has no safetensors (only tensors are read of it then).
 
     Args:
         repository: "owner/name".
@@ -42,11 +40,26 @@ def download(repository: str) -> Path:
         InputError: Not there, not allowed, or no network.
     """
     for suffix in (".safetensors", ".bin"):
-        folder = _fetch(repository, [*_DESCRIPTIONS, *(pattern + suffix for pattern in _WEIGHTS)])
+        folder = _fetch(repository, [*_CONFIGS, *_INDICES, *(pattern + suffix for pattern in _WEIGHTS)])
         named = [folder / part for part in ("transformer", "unet", "vae") if (folder / part).is_dir()] or [folder]
         if all(any(file.suffix in (".safetensors", suffix) for file in part.iterdir()) for part in named):
             return folder
     raise InputError("backbone", repository, "the repository has no weights of a diffusers transformer")
+
+
+def download_configs(repository: str) -> Path:
+    """Fetches the configs of a repository and no weights, or finds them in the cache.
+
+    Args:
+        repository: "owner/name".
+
+    Returns:
+        The local folder.
+
+    Raises:
+        InputError: Not there, not allowed, or no network.
+    """
+    return _fetch(repository, _CONFIGS)
 
 
 def download_text(repository: str) -> Path:
@@ -83,19 +96,32 @@ def explaining(repository: str) -> Iterator[None]:
     """
     try:
         yield
-    except GatedRepoError as error:
-        remedy = f"accept the licence of {repository} on the hub and set HF_TOKEN, or give a local folder"
-        raise InputError("backbone", repository, remedy) from error
-    except RepositoryNotFoundError as error:
-        remedy = "no such repository (or it is private: set HF_TOKEN), check the name or give a local folder"
-        raise InputError("backbone", repository, remedy) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        remedy = (
-            "it is not in the cache (HF_HOME) and the hub cannot be reached or HF_HUB_OFFLINE is set: "
-            "download it on a machine with network and give the local folder"
+    except InputError:
+        raise
+    except Exception as error:  # of huggingface_hub, of what it talks through, and of the disk
+        raise InputError("backbone", repository, _remedy(repository, error)) from error
+
+
+def _remedy(repository: str, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return (
+            f"accept the licence on the page of {repository} on the hub, "
+            f"then set HF_TOKEN or run `hf auth login`, {_LOCAL}"
         )
-        raise InputError("backbone", repository, remedy) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        remedy = f"could not be downloaded, try again or give a local folder ({reason})"
-        raise InputError("backbone", repository, remedy) from error
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no such repository (or it is private: set HF_TOKEN or run `hf auth login`), check the name, {_LOCAL}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository does not have that revision, check it, {_LOCAL}"
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return (
+            "it is not whole in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set: "
+            f"try with network, {_LOCAL}"
+        )
+    if isinstance(error, HfHubHTTPError) and _status(error) in (401, 403):
+        return f"the hub refused it: set HF_TOKEN or run `hf auth login` with a token that may read it, {_LOCAL}"
+    reason = " ".join(str(error).split())[:200]
+    return f"could not be downloaded, try again, {_LOCAL} ({reason})"
+
+
+def _status(error: HfHubHTTPError) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)

@@ -14,7 +14,7 @@ from torch import nn
 from ditf_probe.backbones.checks import check_options
 from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.backbones.hub import explaining
-from ditf_probe.backbones.loading import read_json
+from ditf_probe.backbones.model_configs import read_json
 from ditf_probe.backbones.vit import TimmBackbone, seeded
 from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError

@@ -4,7 +4,8 @@ Interpolation is linear, so the dot products of a source descriptor with the int
 dot products with the grid vectors: K maps instead of C. The length that they are divided by is that of the interpolated
 feature, not the interpolated length; its square is a quadratic form of the four neighbouring grid vectors, so their
 dot products with each other (Gram products) give it exactly. Everything runs in float64: differences of neighbours may
-cancel, border pixels must tie bit by bit, and neither autocast nor TF32 touches float64.
+cancel, border pixels must tie bit by bit, and neither autocast nor TF32 touches float64. Callers move features to where
+there is float64.
 """
 
 import math

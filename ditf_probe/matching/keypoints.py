@@ -13,7 +13,9 @@ from torch import Tensor
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import check_size, grid_coordinates
 from ditf_probe.matching.cosines import Axis, check_features, cosines, not_finite, unit
+from ditf_probe.precision import to_float64, within_reach
 
+# On a device without float64 (MPS) the matching itself runs on the CPU.
 Rounding = Literal["subpixel", "integer"]
 
 
@@ -51,6 +53,7 @@ def match_keypoints(
         InputError: If shapes do not fit, a keypoint is outside the image, or a number is NaN or infinite.
     """
     height, width = check_size("target_size", target_size)
+    home, target_features = source_features.device, within_reach(target_features)
     descriptors = _descriptors("source_", source_features, source_keypoints, source_size, rounding, visible)
     best = descriptors.new_full(descriptors.shape[:-1], -torch.inf)
     pixel = torch.zeros_like(best, dtype=torch.long)
@@ -66,7 +69,7 @@ def match_keypoints(
     if visible is not None:
         hidden = ~visible.to(best.device)
         predictions[hidden], similarity[hidden] = torch.nan, torch.nan
-    return predictions, similarity
+    return predictions.to(home), similarity.to(home)
 
 
 @torch.no_grad()
@@ -85,13 +88,14 @@ def similarity_maps(descriptors: Tensor, features: Tensor, size: Sequence[int]) 
         InputError: If the channels differ or a number is NaN or infinite.
     """
     height, width = check_size("size", size)
-    directions = unit(descriptors.double())
+    home, features = features.device, within_reach(features)
+    directions = unit(to_float64(descriptors))
     if not directions.isfinite().all():
         raise InputError("descriptors", "not finite", "give descriptors without NaN or infinity")
     maps = torch.empty(*directions.shape[:-1], height, width, device=features.device)
     for keypoints, rows, piece in cosines(directions, "features", features, (height, width)):
         maps[..., keypoints, rows, :] = piece.clamp(-1, 1).float()
-    return maps
+    return maps.to(home)
 
 
 def sample_descriptors(
@@ -118,13 +122,14 @@ def sample_descriptors(
         InputError: If shapes do not fit, a keypoint is outside the image, or a number is NaN or infinite.
     """
     descriptors = _descriptors("", features, keypoints, size, rounding, visible)
-    return descriptors.to(torch.promote_types(features.dtype, torch.float32))
+    return descriptors.to(torch.promote_types(features.dtype, torch.float32)).to(features.device)
 
 
 def _descriptors(
     prefix: str, features: Tensor, keypoints: Tensor, size: Sequence[int], rounding: str, visible: Tensor | None
 ) -> Tensor:
-    """`(..., K, C)` float64 of length one."""
+    """`(..., K, C)` float64 of length one, where there is float64."""
+    features = within_reach(features)
     height, width = check_size(f"{prefix}size", size)
     check_features(f"{prefix}features", features)
     # The sum is quicker than a look at every number, but may itself overflow.
@@ -158,7 +163,7 @@ def _checked(
         shape = ", ".join([*map(str, batch), "K", "2"])
         found = f"{tuple(keypoints.shape)} {keypoints.dtype}"
         raise InputError(argument, found, f"give floating-point ({shape}) keypoints as (x, y)")
-    points = keypoints.to(features.device, torch.float64)
+    points = to_float64(keypoints).to(features.device)
     if visible is not None:
         if visible.shape != keypoints.shape[:-1] or visible.dtype != torch.bool:
             found = f"{tuple(visible.shape)} {visible.dtype}"

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from ditf_probe.errors import InputError
 from ditf_probe.metrics.states import check_matches, joined
+from ditf_probe.precision import to_float64
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
 AVERAGES = ("per_point", "per_image", "category_macro", "category_macro_per_image")
@@ -47,10 +48,10 @@ def pck_counts(
         num_correct: `(B, A)` int64 correct ones per threshold.
     """
     # float64: in float32, whole distances could fall on the wrong side of a threshold such as 0.1 * 30.
-    distance = (predictions.double() - targets.double()).square().sum(-1).sqrt()
-    limits = threshold_base.double()[:, None] * torch.tensor(alphas, dtype=torch.float64, device=distance.device)
+    distance = (to_float64(predictions) - to_float64(targets)).square().sum(-1).sqrt()
+    limits = to_float64(threshold_base)[:, None] * torch.tensor(alphas, dtype=torch.float64, device=distance.device)
     within = distance[..., None] < limits[:, None] if strict else distance[..., None] <= limits[:, None]
-    return visible.sum(1), (within & visible[..., None]).sum(1)
+    return visible.sum(1), (within.to(visible.device) & visible[..., None]).sum(1)
 
 
 def pck_scores(

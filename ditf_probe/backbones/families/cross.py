@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from ditf_probe.backbones.families.blocks import TIME_ONLY, adaln_zero_blocks, projections_of
 from ditf_probe.backbones.families.entry import BlockGroup, EmbeddingParts, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_it_is, spatial_patch, table_plus
@@ -15,7 +17,8 @@ def call_dit(inputs: ModelInputs) -> dict[str, Any]:
 
 def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time and text tokens; the size of the image where the model was trained on several."""
-    prompt, added = inputs.prompt, {"resolution": None, "aspect_ratio": None}
+    prompt = inputs.prompt
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if inputs.config.sample_size == 128 and inputs.config.use_additional_conditions is not False:
         height, width = inputs.size
         rows = len(inputs.latents)

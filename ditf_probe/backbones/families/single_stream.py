@@ -26,7 +26,7 @@ def call_krea2(inputs: ModelInputs) -> dict[str, Any]:
     ids = position_ids(inputs.grid, inputs.latents.device)
     return {
         "hidden_states": pack_patches(inputs.latents, inputs.patch),
-        "encoder_hidden_states": prompt.embeds.unflatten(-1, (inputs.config.num_text_layers, -1)),
+        "encoder_hidden_states": prompt.embeds.reshape(*prompt.embeds.shape[:2], inputs.config.num_text_layers, -1),
         "encoder_attention_mask": prompt.mask,
         "timestep": inputs.time,
         "position_ids": torch.cat([ids.new_zeros(prompt.embeds.shape[1], 3), ids]),

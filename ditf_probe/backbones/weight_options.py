@@ -1,0 +1,75 @@
+"""How much of a transformer's weights is loaded, how precise they are, and where they rest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ditf_probe.backbones.families import Family
+from ditf_probe.backbones.offloading import Offload, check_offload
+from ditf_probe.backbones.quantised import Quantization, check_quantization
+from ditf_probe.backbones.truncation import truncate
+from ditf_probe.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOptions:
+    """Options of `load_backbone` for the weights.
+
+    Attributes:
+        last_block: The last block that will be asked for, from 0; None loads everything.
+        quantization: How the weights are quantised, None for not at all.
+        offload: Where they rest.
+    """
+
+    last_block: int | None = None
+    quantization: Quantization | None = None
+    offload: Offload = "none"
+
+    @classmethod
+    def checked(
+        cls,
+        path: Path,
+        device: torch.device,
+        last_block: int | None,
+        quantization: Quantization | None,
+        offload: Offload,
+    ) -> "WeightOptions":
+        """Options that can run on this machine; a `.gguf` file is of that quantisation.
+
+        Args:
+            path: The file, folder or hub id that is to be loaded.
+            device: Where it is to run.
+            last_block: See above.
+            quantization: See above.
+            offload: See above.
+
+        Raises:
+            InputError: An option is unknown, contradicts another or the file, or needs a package or a GPU.
+        """
+        is_gguf = path.suffix == ".gguf"
+        kind = "gguf" if is_gguf and quantization is None else quantization
+        check_offload(offload, kind)
+        if kind is not None:
+            check_quantization(kind, device)
+            if (kind == "gguf") != is_gguf:
+                raise InputError("quantization", kind, f"gguf is for .gguf files and they for it, not for {path}")
+        return cls(last_block, kind, offload)
+
+    def resting_place(self, device: torch.device) -> torch.device:
+        """Where the weights are put first, for a model that computes on a device."""
+        return device if self.offload == "none" else torch.device("cpu")
+
+    def cut(self, transformer: nn.Module, family: Family) -> None:
+        """Drops what comes after the last block, in place.
+
+        Raises:
+            InputError: The model has no such block.
+        """
+        if self.last_block is not None:
+            truncate(transformer, family, self.last_block)
+
+
+ALL_OF_IT = WeightOptions()
+"""Every block, unquantised, on the device."""
