@@ -1,6 +1,7 @@
 """Joint text and image attention in transformers that take whole latents and cut the patches themselves."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,12 +141,8 @@ JOINT_LATENTS: dict[str, Family] = {
     "AuraFlowTransformer2DModel": Family(
         groups=(
             adaln_zero_blocks("norm2", container="joint_transformer_blocks"),
-            BlockGroup(
-                "single_transformer_blocks",
-                Modulation("norm1.linear"),
-                attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2, into="attn"),
-                mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
-                order="text_first",  # eight registers, text, image
+            replace(  # eight registers, text, image
+                adaln_zero_blocks("norm2", container="single_transformer_blocks"), order="text_first"
             ),
         ),
         call=call_auraflow,
