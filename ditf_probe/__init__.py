@@ -20,6 +20,7 @@ _HOME = {
     "PairDataset": "data.pairs",
     "PercentageCorrectKeypoints": "metrics.pck",
     "PromptEmbeddings": "conditions",
+    "PromptEncoder": "backbones.prompts",
     "StereoMotorcycle": "data.stereo",
     "SyntheticPairs": "data.synthetic",
     "WarpedPhotos": "data.warped",
@@ -35,6 +36,7 @@ __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:
     from ditf_probe.backbones.base import Backbone as Backbone
     from ditf_probe.backbones.loading import load_backbone as load_backbone
+    from ditf_probe.backbones.prompts import PromptEncoder as PromptEncoder
     from ditf_probe.conditions import PromptEmbeddings as PromptEmbeddings
     from ditf_probe.data.datamodule import PairDataModule as PairDataModule
     from ditf_probe.data.pairs import Pair as Pair

@@ -26,13 +26,15 @@ class DiTFProbeCLI(LightningCLI):
     """LightningCLI with one run folder for everything that a run writes.
 
     `run_dir` holds `checkpoints/` (fixed, so that `--ckpt_path last` finds them again), `tensorboard/`, `probes/`,
-    `pictures/` and the comparison. `--probe FOLDER ...` adds trained probes to a comparison.
+    `pictures/` and the comparison. `--probe FOLDER ...` adds trained probes to a comparison, `--backbone FILE ...`
+    other backbones.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run folder, the probes to compare, checkpointing and early stopping."""
+        """Adds the run folder, the probes and backbones to compare, checkpointing and early stopping."""
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything this run writes.")
         parser.add_argument("--probe", type=str, nargs="+", default=[], help="Folders of trained probes to compare.")
+        parser.add_argument("--backbone", type=str, nargs="+", default=[], help="YAML files of backbones to compare.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
@@ -40,6 +42,7 @@ class DiTFProbeCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("probe", "model.init_args.probe_folders")
+        parser.link_arguments("backbone", "model.init_args.backbone_files")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, then refuses a folder or a checkpoint that cannot be used, before anything is built."""

@@ -19,12 +19,14 @@ class PromptEmbeddings:
         pooled: `(B, P)` one vector per prompt, for models that want it.
         mask: `(B, L)` bool, False on padding, for models that mask it.
         second: `(B, L', D')` one vector per token of a second text encoder, for models that have two.
+        second_mask: As `mask`, of the second encoder.
     """
 
     embeds: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
     second: Tensor | None = None
+    second_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 3:
@@ -36,6 +38,11 @@ class PromptEmbeddings:
             raise InputError("conditions.mask", tuple(self.mask.shape), f"give ({rows}, {tokens}), as the embeds have")
         if self.second is not None and (self.second.ndim != 3 or len(self.second) != rows):
             raise InputError("conditions.second", tuple(self.second.shape), f"give ({rows}, L, D), a row per prompt")
+        if self.second_mask is not None:
+            wanted = None if self.second is None else tuple(self.second.shape[:2])
+            if tuple(self.second_mask.shape) != wanted:
+                remedy = "leave it out without second embeds" if wanted is None else f"give {wanted}, as they have"
+                raise InputError("conditions.second_mask", tuple(self.second_mask.shape), remedy)
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -50,7 +57,8 @@ class PromptEmbeddings:
 
     def _map(self, vectors: Callable[[Tensor], Tensor], mask: Callable[[Tensor], Tensor]) -> "PromptEmbeddings":
         pooled, second = (None if x is None else vectors(x) for x in (self.pooled, self.second))
-        return PromptEmbeddings(vectors(self.embeds), pooled, None if self.mask is None else mask(self.mask), second)
+        masks = [None if x is None else mask(x) for x in (self.mask, self.second_mask)]
+        return PromptEmbeddings(vectors(self.embeds), pooled, masks[0], second, masks[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,16 @@ def test_one_prompt_serves_every_image() -> None:
     assert (null.embeds.shape, null.pooled.shape, int(null.embeds.count_nonzero())) == ((2, 1, 8), (2, 5), 0)
 
 
+def test_the_second_encoder_has_a_mask_of_its_own() -> None:
+    mask = torch.tensor([[True, False], [True, True]])
+    prompts = PromptEmbeddings(torch.zeros(2, 3, 8), second=torch.arange(12.0).reshape(2, 2, 3), second_mask=mask)
+    picked = prompts[torch.tensor([1, 0, 0])].to(torch.device("cpu"), torch.float16)
+    assert picked.second is not None
+    assert picked.second_mask is not None
+    assert (picked.mask, picked.second[:, 0, 0].tolist()) == (None, [6, 0, 0])
+    assert picked.second_mask.tolist() == [[True, True], [True, False], [True, False]]
+
+
 def test_shapes_are_checked_at_once() -> None:
     embeds = torch.zeros(2, 4, 8)
     for arguments in (
@@ -49,6 +59,8 @@ def test_shapes_are_checked_at_once() -> None:
         (embeds, torch.zeros(3, 5)),
         (embeds, torch.zeros(5)),
         (embeds, None, torch.ones(2, 3)),
+        (embeds, None, None, embeds, torch.ones(2, 3)),
+        (embeds, None, None, None, torch.ones(2, 4)),
     ):
         with pytest.raises(InputError, match="conditions"):
             PromptEmbeddings(*arguments)

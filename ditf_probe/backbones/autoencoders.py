@@ -88,7 +88,7 @@ def running_mean(vae: Any) -> Tensor:
 
 def running_deviation(vae: Any) -> Tensor:
     """One over the standard deviation that a batch norm kept."""
-    return (_per_channel(vae, vae.bn.running_var) + vae.config.batch_norm_eps).rsqrt()
+    return (_per_channel(vae, vae.bn.running_var) + float(vae.config.batch_norm_eps)).rsqrt()
 
 
 def kl_mean(vae: Any) -> Tensor | float:

@@ -1,12 +1,14 @@
 """What a backbone refuses, in words for its user."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from ditf_probe.backbones.base import ModulationCondition
 from ditf_probe.backbones.families import FAMILIES, Family
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 
 
 def check_images(images: Tensor, stride: int) -> None:
@@ -48,7 +50,48 @@ def check_timestep(timestep: int, last: int) -> None:
         InputError: It is not.
     """
     if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep <= last:
-        raise InputError("timestep", timestep, f"use a whole number from 0 to {last}")
+        remedy = f"use a whole number from 0 to {last}" if last else "this backbone adds no noise, use 0"
+        raise InputError("timestep", timestep, remedy)
+
+
+def check_options(options: Mapping[str, Any], *accepting: Callable[..., Any]) -> None:
+    """Options are keyword-only parameters of what is called with them.
+
+    Raises:
+        InputError: One is not.
+    """
+    parameters = [p for function in accepting for p in inspect.signature(function).parameters.values()]
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in names:
+            raise InputError(option, options[option], f"is no option of this backbone, use {', '.join(names)}")
+
+
+def check_timesteps(timestep: Any, last: int) -> tuple[int, ...]:
+    """One timestep, or several different ones.
+
+    Raises:
+        InputError: There is none, one is out of range, or one comes twice.
+    """
+    several = isinstance(timestep, Sequence) and not isinstance(timestep, str)
+    values: tuple[Any, ...] = tuple(timestep) if several else (timestep,)
+    for value in values:
+        check_timestep(value, last)
+    if not values or len(set(values)) < len(values):
+        raise InputError("timestep", list(values), "give at least one timestep, each once")
+    return values
+
+
+def check_condition(condition: str, known: Sequence[str], backbone: str) -> None:
+    """A modulation can only be computed from what enters it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    check_choice("modulation_condition", condition, ModulationCondition)
+    if condition not in known:
+        remedy = f"the modulation of {backbone} can be computed from {', '.join(known)}"
+        raise InputError("modulation_condition", condition, remedy)
 
 
 def check_ids(image_ids: Sequence[str], count: int) -> list[str]:
@@ -62,16 +105,25 @@ def check_ids(image_ids: Sequence[str], count: int) -> list[str]:
     return list(image_ids)
 
 
+def check_uncompiled(argument: str, model: nn.Module) -> None:
+    """Models are hooked, so they must not be compiled.
+
+    Raises:
+        InputError: One is.
+    """
+    in_place = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    if in_place or hasattr(model, "_orig_mod"):
+        remedy = "hooks do not fire reliably in compiled code, give the model without torch.compile"
+        raise InputError(argument, "a compiled model", remedy)
+
+
 def find_family(transformer: nn.Module) -> Family:
     """The entry of a transformer.
 
     Raises:
         InputError: A class without an entry, or a compiled model.
     """
-    in_place = any(getattr(module, "_compiled_call_impl", None) is not None for module in transformer.modules())
-    if in_place or hasattr(transformer, "_orig_mod"):
-        remedy = "hooks do not fire reliably in compiled code, give the model without torch.compile"
-        raise InputError("transformer", "a compiled model", remedy)
+    check_uncompiled("transformer", transformer)
     name = type(transformer).__name__
     if name not in FAMILIES:
         raise InputError("transformer", name, f"use a diffusers model of one of the classes {', '.join(FAMILIES)}")

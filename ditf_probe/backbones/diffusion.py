@@ -1,39 +1,32 @@
 """A diffusers transformer as a backbone: encode, noise, run as far as needed, average over draws."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.block_taps import BlockTap, group_taps, modulation_conditions, tap_block
 from ditf_probe.backbones.checks import (
     check_blocks,
+    check_condition,
     check_embedding,
     check_ids,
     check_images,
-    check_timestep,
+    check_timesteps,
     find_family,
 )
+from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import module_sha256, plain
-from ditf_probe.backbones.latents import (
-    Encoded,
-    LatentSpace,
-    Posterior,
-    ddpm_noising,
-    flow_noising,
-    image_hash,
-    noise,
-    noise_schedule,
-)
-from ditf_probe.backbones.taps import BlockTap, containers, find_block, recording, tap_block
+from ditf_probe.backbones.fingerprint import known_sha256, plain
+from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
+from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.strings import reads_text
+from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
-
-Condition = Tensor | PromptEmbeddings
 
 
 class DiffusionBackbone(Backbone):
@@ -49,6 +42,7 @@ class DiffusionBackbone(Backbone):
         class_embedding: Class labels to the text token and pooled vector of a model that takes prompts, the last
             label the null class. Without it such a model takes prompts.
         posterior: "mode" or "sample" of the autoencoder.
+        prompts: Text side of a model that takes prompts, so that conditions can be strings.
         guidance: Guidance scale for models that embed it (FLUX.1-dev), unused otherwise.
         max_batch: Rows (image x draw) per pass of the transformer.
         weights_sha256: Hash of the weights if known, or how to compute it; otherwise of the tensors in memory.
@@ -66,6 +60,7 @@ class DiffusionBackbone(Backbone):
         scheduler: Any = None,
         noising: Noising | None = None,
         class_embedding: nn.Embedding | None = None,
+        prompts: PromptEncoder | None = None,
         posterior: Posterior = "mode",
         guidance: float = 3.5,
         max_batch: int = 16,
@@ -78,6 +73,9 @@ class DiffusionBackbone(Backbone):
         self.class_embedding = class_embedding
         if class_embedding is not None:
             check_embedding(class_embedding, self.family, self.transformer.config)
+        if prompts is not None and self._takes_labels:
+            raise InputError("prompts", type(prompts).__name__, "this model takes class labels, leave it out")
+        self.prompts = prompts
         self.noising: Noising = noising or self.family.noising
         check_choice("noising", self.noising, Noising)
         if max_batch < 1:
@@ -93,6 +91,7 @@ class DiffusionBackbone(Backbone):
         self.num_blocks = sum(len(blocks) for _, blocks in containers(transformer, self.family))
         if self.scheduler is not None:  # a schedule counts its noised steps from 0
             self.num_timesteps = self.scheduler.config.num_train_timesteps - 1
+        self.modulation_conditions = modulation_conditions(self.family)
         self._weights_sha256 = weights_sha256
         self.requires_grad_(False).eval()
 
@@ -100,38 +99,51 @@ class DiffusionBackbone(Backbone):
         """The taps that a block has."""
         (index,) = check_blocks([block], self.num_blocks)
         group, _, _ = find_block(self.transformer, self.family, index)
-        return ("attention", "mlp") if group.mlp is not None else ("attention",)
+        return group_taps(group)
 
+    @reads_text
     @torch.no_grad()
     def forward(
         self,
         images: Tensor,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         image_ids: Sequence[str] | None = None,
         conditions: Any = None,
         ensemble: int = 1,
         seed: int = 0,
+        modulation_condition: ModulationCondition = "t+c",
     ) -> dict[int, TappedBlock]:
-        """Runs the frozen model as far as the last requested block; see `Backbone.forward`."""
+        """Runs the frozen model as far as the last requested block; see `Backbone.forward`.
+
+        Args:
+            images: As in `Backbone.forward`, as are the other arguments but the last.
+            blocks: Block indices.
+            timestep: One noise level, or several, which run as one batch.
+            tap: Where to read.
+            image_ids: Seeds of the noise.
+            conditions: Class labels or prompts.
+            ensemble: Number of noise draws.
+            seed: Seed of the noise.
+            modulation_condition: What shift, scale and gate of the tapped blocks are computed from: timestep and
+                condition, or one of them. The pass itself always has both.
+        """
         check_images(images, self.stride)
-        check_timestep(timestep, self.num_timesteps)
+        timesteps = check_timesteps(timestep, self.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
         check_choice("tap", tap, Tap)
-        taps = [tap_block(self.transformer, self.family, i, tap) for i in check_blocks(blocks, self.num_blocks)]
+        check_condition(modulation_condition, self.modulation_conditions, self.name)
+        chosen = check_blocks(blocks, self.num_blocks)
+        taps = [tap_block(self.transformer, self.family, index, tap, modulation_condition) for index in chosen]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))
-        grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)
-        parts = []
-        for rows in _slices(len(images), max(1, self.max_batch // ensemble)):
-            encoded = self.latents.encode(images[rows].to(self.device))
-            chosen = torch.arange(rows.start, rows.stop, device=self.device)
-            batch = _Batch(encoded, ids[rows], condition[chosen], timestep, seed)
-            parts.append(self._ensemble(batch, taps, grid, ensemble))
-        return {tapped.index: TappedBlock.join([part[tapped.index] for part in parts], torch.cat) for tapped in taps}
+        noising = partial(ddpm_noising, scheduler=self.scheduler) if self.scheduler is not None else flow_noising
+        draws = Draws(timesteps, ensemble, seed, noising, self.max_batch)
+        found = run_draws(images.to(self.device), ids, condition, self.latents, draws, partial(self._run, taps))
+        return only_timestep(found) if isinstance(timestep, int) else found
 
     def _condition(self, conditions: Any, count: int) -> Condition:
         config = self.transformer.config
@@ -145,30 +157,17 @@ class DiffusionBackbone(Backbone):
         prompts = prompt_embeddings(conditions, count, self.family.text(config))
         return prompts.to(self.device, self.transformer.dtype)
 
-    def _ensemble(
-        self, batch: "_Batch", taps: Sequence[BlockTap], grid: tuple[int, int], ensemble: int
-    ) -> dict[int, TappedBlock]:
-        """Means over the draws of a batch of images; a single draw stays as the model computed it."""
-        sums: dict[int, TappedBlock] = {}
-        for draws in _slices(ensemble, self.max_batch):
-            found = self._run(batch, range(draws.start, draws.stop), taps, grid)
-            if ensemble == 1:
-                return found
-            for index, tapped in found.items():
-                part = tapped.map(lambda x: x.float().reshape(len(batch), -1, *x.shape[1:]).sum(1))
-                sums[index] = TappedBlock.join([sums[index], part], _sum) if index in sums else part
-        return {index: tapped.map(lambda x: x / ensemble) for index, tapped in sums.items()}
-
-    def _run(
-        self, batch: "_Batch", draws: range, taps: Sequence[BlockTap], grid: tuple[int, int]
-    ) -> dict[int, TappedBlock]:
-        """One pass over all draws of all images, rows image by image."""
-        noisy = torch.stack([self._noisy(batch, image, draw) for image in range(len(batch)) for draw in draws])
-        rows = torch.arange(len(batch), device=self.device).repeat_interleave(len(draws))
+    def _run(self, taps: Sequence[BlockTap], batch: NoisyBatch, draws: range) -> dict[int, TappedBlock]:
+        """One pass over all timesteps and draws of all images, in the order of `NoisyBatch.rows`."""
+        rows = batch.rows(draws)
+        noisy = torch.stack([batch.noisy(*row) for row in rows])
+        grid = (noisy.shape[2] // self.patch, noisy.shape[3] // self.patch)
+        images = torch.tensor([image for image, _, _ in rows], device=self.device)
+        times = [self.family.time(timestep) for _, timestep, _ in rows]
         inputs = ModelInputs(
             latents=noisy.to(self.transformer.dtype),
-            time=torch.full((len(noisy),), self.family.time(batch.timestep), device=self.device),
-            condition=batch.condition[rows],
+            time=torch.tensor(times, device=self.device),
+            condition=batch.condition[images],
             grid=grid,
             patch=self.patch,
             guidance=self.guidance,
@@ -178,14 +177,7 @@ class DiffusionBackbone(Backbone):
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
-        return {tapped.index: tapped.assemble(record, grid) for tapped in taps}
-
-    def _noisy(self, batch: "_Batch", image: int, draw: int) -> Tensor:
-        clean = batch.encoded.draw(image, seed=batch.seed, image_id=batch.ids[image], draw=draw)
-        eps = noise(clean.shape, seed=batch.seed, image_id=batch.ids[image], draw=draw, timestep=batch.timestep)
-        if self.scheduler is not None:
-            return ddpm_noising(clean[None], eps[None].to(clean.device), batch.timestep, self.scheduler)[0]
-        return flow_noising(clean, eps.to(clean.device), batch.timestep)
+        return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
 
     def untrained(self, seed: int = 0) -> "DiffusionBackbone":
         """The same configuration with diffusers' default initialisation; the autoencoder is shared and stays trained.
@@ -206,6 +198,7 @@ class DiffusionBackbone(Backbone):
             scheduler=self.scheduler,
             noising=self.noising,
             class_embedding=embedding,
+            prompts=self.prompts,
             posterior=self.latents.posterior,
             guidance=self.guidance or 0.0,
             max_batch=self.max_batch,
@@ -225,6 +218,7 @@ class DiffusionBackbone(Backbone):
             "scheduler": None if self.scheduler is None else plain(self.scheduler.config),
             "guidance": self.guidance,
             "stride": self.stride,
+            "prompts": None if self.prompts is None else self.prompts.settings(),
             "null_condition": "null class" if self._takes_labels else "zero embeddings",
         }
 
@@ -235,30 +229,4 @@ class DiffusionBackbone(Backbone):
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, or of the tensors in memory where there is no file."""
-        given = self._weights_sha256
-        if given is None:
-            return module_sha256(self)
-        return given if isinstance(given, str) else given()
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Images that are run together."""
-
-    encoded: Encoded
-    ids: list[str]
-    condition: Condition
-    timestep: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] + parts[1]
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+        return known_sha256(self._weights_sha256, self)

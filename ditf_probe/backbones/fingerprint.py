@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ def module_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def known_sha256(known: str | Callable[[], str] | None, module: nn.Module) -> str:
+    """SHA-256 of weights: the one that is known or can be computed, otherwise of the tensors in memory."""
+    if known is None:
+        return module_sha256(module)
+    return known if isinstance(known, str) else known()
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Downloads what a backbone needs of a hub repository, and says in one line why it cannot."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from huggingface_hub.errors import (
 
 from ditf_probe.errors import InputError
 
-_PARTS = ("transformer/", "vae/", "scheduler/")
+_PARTS = ("transformer/", "unet/", "vae/", "scheduler/")
 _DESCRIPTIONS = [
     "model_index.json",
     "config.json",
     "diffusion_pytorch_model*.json",
     *(f"{part}*.json" for part in _PARTS),
 ]
-_WEIGHTS = [f"{part}diffusion_pytorch_model*" for part in ("", "transformer/", "vae/")]
+_WEIGHTS = [f"{part}diffusion_pytorch_model*" for part in ("", "transformer/", "unet/", "vae/")]
 
 
 def download(repository: str) -> Path:
@@ -41,16 +43,46 @@ def download(repository: str) -> Path:
     """
     for suffix in (".safetensors", ".bin"):
         folder = _fetch(repository, [*_DESCRIPTIONS, *(pattern + suffix for pattern in _WEIGHTS)])
-        named = [part for part in (folder / "transformer", folder / "vae") if part.is_dir()] or [folder]
+        named = [folder / part for part in ("transformer", "unet", "vae") if (folder / part).is_dir()] or [folder]
         if all(any(file.suffix in (".safetensors", suffix) for file in part.iterdir()) for part in named):
             return folder
     raise InputError("backbone", repository, "the repository has no weights of a diffusers transformer")
 
 
+def download_text(repository: str) -> Path:
+    """Fetches the tokenizers and text encoders of a repository, or finds them in the cache, as `download` does.
+
+    Args:
+        repository: "owner/name" of a diffusers pipeline.
+
+    Returns:
+        The local folder; without text encoders where the repository has none as safetensors.
+
+    Raises:
+        InputError: Not there, not allowed, or no network.
+    """
+    text = [f"text_encoder*/*{suffix}" for suffix in (".json", ".safetensors")]
+    return _fetch(repository, ["model_index.json", "tokenizer*/*", *text])
+
+
 def _fetch(repository: str, patterns: list[str]) -> Path:
     options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]}
-    try:
+    with explaining(repository):
         return Path(snapshot_download(repository, **options))
+
+
+@contextmanager
+def explaining(repository: str) -> Iterator[None]:
+    """Says in one line why a download failed.
+
+    Args:
+        repository: What was asked for.
+
+    Raises:
+        InputError: Not there, not allowed, or no network.
+    """
+    try:
+        yield
     except GatedRepoError as error:
         remedy = f"accept the licence of {repository} on the hub and set HF_TOKEN, or give a local folder"
         raise InputError("backbone", repository, remedy) from error

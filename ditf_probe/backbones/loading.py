@@ -1,6 +1,5 @@
 """Backbones by name: the packaged one, a weights file, a local diffusers folder, or a repository of the hub."""
 
-import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -11,21 +10,18 @@ import torch
 from torch import nn
 
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.checks import check_options
 from ditf_probe.backbones.diffusion import DiffusionBackbone
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.fingerprint import file_sha256, files_sha256
 from ditf_probe.backbones.hub import download
 from ditf_probe.backbones.latents import noise_schedule
 from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.backbones.unet import UNET, DIFTBackbone
 from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError
 
 PACKAGED = {"ditf-tiny": Path(__file__).parents[1] / "weights" / "ditf_tiny.safetensors"}
-_OPTIONS = [
-    name
-    for name, parameter in inspect.signature(DiffusionBackbone.__init__).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-]
 
 
 def load_backbone(
@@ -39,12 +35,14 @@ def load_backbone(
 
     Args:
         name_or_path: "ditf-tiny" (in the package); a `.safetensors` file written by `TinyDenoiser.save`; a diffusers
-            folder, either of a pipeline (`transformer/`, `vae/`, `scheduler/`) or of a transformer (`config.json`);
-            else a hub id, "owner/name", downloaded unless the offline flags of the hub say no.
+            folder, either of a pipeline (`transformer/` or `unet/`, `vae/`, `scheduler/`) or of a transformer
+            (`config.json`); "timm/NAME" for a vision transformer or CNN of timm (see `load_timm`); else a hub id,
+            "owner/name", downloaded unless the offline flags of the hub say no.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere; float32 for the small pixel-space models), "float32",
             "bfloat16" or "float16".
-        **options: As in `Backbone.from_model`: name, scheduler, noising, posterior, guidance, max_batch and so on.
+        **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
+            so on; those of timm models are in `load_timm`.
 
     Returns:
         The backbone in eval mode, without gradients, on the device.
@@ -52,11 +50,13 @@ def load_backbone(
     Raises:
         InputError: Nothing of that name, a class without an entry, damaged or incomplete weights, an unknown option.
     """
-    for option in options:
-        if option not in _OPTIONS:
-            raise InputError(option, options[option], f"is no option of a backbone, use {', '.join(_OPTIONS)}")
-    where = resolve_device(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name.startswith("timm/"):
+        from ditf_probe.backbones.timm_loading import load_timm  # timm is slow to import
+
+        return load_timm(name.removeprefix("timm/"), device, dtype, **options)
+    check_options(options, DiffusionBackbone)
+    where = resolve_device(device)
     if name in PACKAGED:
         return load_tiny(PACKAGED[name], where, dtype, **({"name": name} | options))
     if path.is_file():
@@ -101,20 +101,22 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, **option
     """Loads a diffusers pipeline folder or transformer folder.
 
     Args:
-        folder: With `transformer/config.json` or `config.json`.
+        folder: With `transformer/config.json`, `unet/config.json` or `config.json`.
         device: Where to put it.
         dtype: Of the transformer, and of the autoencoder unless it is float16, in which autoencoders overflow.
-        **options: Of `DiffusionBackbone`.
+        **options: Of `DiffusionBackbone` or, for a UNet, of `DIFTBackbone`.
 
     Raises:
         InputError: Not such a folder, or damaged.
     """
-    home = next((f for f in (folder / "transformer", folder) if (f / "config.json").is_file()), None)
+    homes = (folder / "transformer", folder / "unet", folder)
+    home = next((f for f in homes if (f / "config.json").is_file()), None)
     if home is None:
-        raise InputError("backbone", str(folder), "the folder needs transformer/config.json or config.json")
+        raise InputError("backbone", str(folder), "the folder needs transformer/config.json, unet/ or config.json")
     name = class_name(home)
-    if name not in FAMILIES:
-        raise InputError("backbone", f"{folder}: {name}", f"use one of the classes {', '.join(FAMILIES)}")
+    if name not in (*FAMILIES, UNET):
+        raise InputError("backbone", f"{folder}: {name}", f"use one of the classes {', '.join((*FAMILIES, UNET))}")
+    check_options(options, DIFTBackbone if name == UNET else DiffusionBackbone)
     used = [home]
     transformer = load_model(home, dtype).to(device)
     vae = None
@@ -123,7 +125,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, **option
         vae = load_model(folder / "vae", torch.float32 if dtype == torch.float16 else dtype).to(device)
     weights = [file for part in used for file in part.iterdir() if file.suffix in (".safetensors", ".bin")]
     given = {"scheduler": load_scheduler(folder), "weights_sha256": partial(files_sha256, weights, folder)} | options
-    return DiffusionBackbone(transformer, vae, **given)
+    return Backbone.from_model(transformer, vae, **given)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:

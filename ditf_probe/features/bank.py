@@ -55,10 +55,12 @@ class FeatureBank:
 
     def estimate(self, canvases: Sequence[tuple[int, int]]) -> int:
         """Bytes that images of these prepared sizes (height, width) will take."""
-        backbone = self.extractor.backbone
-        tokens = sum(height * width // backbone.stride**2 for height, width in canvases)
+        backbone, total = self.extractor.backbone, 0
         modulation = 3 * len(canvases) * torch.float32.itemsize
-        return (tokens * self.dtype.itemsize + modulation) * backbone.channels * len(self.extractor.blocks)
+        for block in self.extractor.blocks:
+            tokens = sum(height * width // backbone.stride_at(block) ** 2 for height, width in canvases)
+            total += (tokens * self.dtype.itemsize + modulation) * backbone.channels_at(block)
+        return total * len(self.extractor.timesteps)
 
     def fill(
         self,

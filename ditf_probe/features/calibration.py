@@ -39,7 +39,7 @@ def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, c
     """From a tapped block to its feature map, float32 throughout.
 
     Args:
-        tapped: Stream and modulation of a batch.
+        tapped: Stream and modulation of a batch; features of several timesteps are averaged.
         modulation: "none", "layer_norm" or "adaln".
         discard: "none", "pre_norm" or "post_adaln".
         channels: The massive channels.
@@ -50,6 +50,10 @@ def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, c
     Raises:
         InputError: "adaln" where the model has neither shift nor scale.
     """
+    if tapped.hidden_states.ndim == 4:
+        steps = tapped.hidden_states.shape[1]
+        maps = make_features(tapped.map(lambda x: x.flatten(0, 1)), modulation, discard, channels)
+        return maps.reshape(-1, steps, *maps.shape[1:]).mean(1)
     x = tapped.hidden_states.float()
     if discard == "pre_norm":
         x = discard_channels(x, channels)
@@ -102,7 +106,7 @@ def calibrate(
 
 
 def _massive(blocks: Sequence[TappedBlock], ratio: float) -> list[int]:
-    return find_massive_channels(torch.cat([block.hidden_states.flatten(0, 1) for block in blocks])[None], ratio)
+    return find_massive_channels(torch.cat([block.hidden_states.flatten(0, -2) for block in blocks])[None], ratio)
 
 
 def _recipes(block: TappedBlock) -> list[Recipe]:

@@ -1,15 +1,17 @@
 """Images to DiTF features: prepare, run the backbone, modulate."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap, TappedBlock
-from ditf_probe.backbones.checks import check_timestep
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
+from ditf_probe.features.debias import PositionBasis, project_out
 from ditf_probe.features.settings import (
     Discard,
     Modulate,
@@ -17,6 +19,7 @@ from ditf_probe.features.settings import (
     SizeRule,
     check_channels,
     check_multiple,
+    check_recipe,
     check_tap,
 )
 from ditf_probe.geometry import Filter, Mode, Transform
@@ -28,8 +31,8 @@ class FeatureExtractor:
     Args:
         backbone: Where the residual stream comes from.
         blocks: Block indices; negative ones count from the end.
-        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`.
-        tap: "attention" (before the first AdaLN of a block) or "mlp" (before the second).
+        timestep: Noise level, 0 (clean) to `backbone.num_timesteps`; of several, features are the mean.
+        tap: "attention" (before the first AdaLN of a block), "mlp" (before the second), or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (zero the massive channels before the norm, as the reference code does) or
             "post_adaln" (after the modulation, as the paper says).
@@ -41,7 +44,12 @@ class FeatureExtractor:
         resize: "stretch", "keep_aspect" or "pad"; after "pad" the caller crops (`geometry.crop_features`).
         multiple: Sides become multiples of this; the stride of the backbone by default.
         filter: PIL filter of the resize.
-        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
+            out what the features of noise images have in common at each position (`features.debias`).
+        debias_components: Number of directions that "svd" projects out.
+        debias_images: Number of noise images of "svd", run once for every size of image.
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c"), where
+            the backbone can take them apart. The pass itself always has both.
 
     Attributes:
         blocks: Block indices from 0.
@@ -56,7 +64,7 @@ class FeatureExtractor:
         backbone: Backbone,
         *,
         blocks: Sequence[int],
-        timestep: int,
+        timestep: int | Sequence[int],
         tap: Tap = "mlp",
         modulation: Modulate = "adaln",
         discard: Discard = "none",
@@ -69,30 +77,35 @@ class FeatureExtractor:
         multiple: int | None = None,
         filter: Filter = "bicubic",
         position_debias: PositionDebias = "none",
+        debias_components: int = 20,
+        debias_images: int = 4,
+        modulation_condition: ModulationCondition = "t+c",
     ) -> None:
         check_choice("tap", tap, Tap)
-        check_choice("modulation", modulation, Modulate)
-        check_choice("discard", discard, Discard)
-        check_choice("position_debias", position_debias, PositionDebias)
-        check_timestep(timestep, backbone.num_timesteps)
+        check_recipe(modulation, discard, position_debias)
+        check_condition(modulation_condition, backbone.modulation_conditions, backbone.name)
+        self.timesteps = check_timesteps(timestep, backbone.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
         if not massive_ratio > 0:
             raise InputError("massive_ratio", massive_ratio, "use a positive number, such as 100")
         self.backbone = backbone
         self.blocks = check_tap(backbone, blocks, tap)
-        self.timestep, self.tap = timestep, tap
+        self.timestep = timestep if isinstance(timestep, int) else list(self.timesteps)
+        self.tap, self.modulation_condition = tap, modulation_condition
         self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
-        self.massive_channels = check_channels(massive_channels, backbone.channels)
+        self.massive_channels = check_channels(massive_channels, min(map(backbone.channels_at, self.blocks)))
         self.massive_ratio = massive_ratio
         self.ensemble, self.seed = ensemble, seed
+        stride = backbone.common_stride(self.blocks)
         self.size_rule = SizeRule(
             image_size if image_size is None or isinstance(image_size, int) else (image_size[0], image_size[1]),
             resize,
-            check_multiple(backbone.stride if multiple is None else multiple, backbone.stride),
+            check_multiple(stride if multiple is None else multiple, stride),
             filter,
         )
         self.calibration: Calibration | None = None
+        self._basis = PositionBasis(self.tapped, debias_components, debias_images, seed)
 
     def transform(self, size: tuple[int, int]) -> Transform:
         """What preparing does to an image of (height, width), for its keypoints and for cropping."""
@@ -112,7 +125,8 @@ class FeatureExtractor:
             images: `(B, 3, H, W)` in [0, 1]. Used as they are where they have the size that `prepare` gives
                 (always with `image_size` None); otherwise resized, after rounding to 8 bits.
             image_ids: Seeds of the noise; None hashes the pixels.
-            conditions: Class labels `(B,)` or prompts; None is the null condition.
+            conditions: Class labels `(B,)`; a string for all images, one per image, or `PromptEmbeddings`; None is
+                the null condition. See `Backbone.forward`.
 
         Returns:
             Block index to `(B, C, h, w)` float32.
@@ -120,7 +134,7 @@ class FeatureExtractor:
         Raises:
             InputError: What the backbone refuses, or a setting that needs `calibrate` first.
         """
-        return self.features(self.tapped(self._sized(images), image_ids, conditions))
+        return self.features(self.tapped(self.size_rule.batch(images), image_ids, conditions))
 
     @torch.no_grad()
     def tapped(
@@ -145,6 +159,7 @@ class FeatureExtractor:
             conditions=conditions,
             ensemble=self.ensemble,
             seed=self.seed,
+            **({} if self.modulation_condition == "t+c" else {"modulation_condition": self.modulation_condition}),
         )
         return tapped
 
@@ -174,15 +189,16 @@ class FeatureExtractor:
         modulation = self.modulation if modulation is None else modulation
         discard = self.discard if discard is None else discard
         position_debias = self.position_debias if position_debias is None else position_debias
-        check_choice("modulation", modulation, Modulate)
-        check_choice("discard", discard, Discard)
-        check_choice("position_debias", position_debias, PositionDebias)
+        check_recipe(modulation, discard, position_debias)
         found = {}
         for index, block in tapped.items():
-            channels = self.discarded(index) if discard != "none" else []
-            maps = make_features(block, modulation, discard, channels)
+            maps = self._made(index, block, modulation, discard)
             if position_debias == "mean":
                 maps = maps - fit_mean(self._position_mean(index, modulation, discard), block.grid).to(maps.device)
+            elif position_debias == "svd":
+                make = partial(self._made, modulation=modulation, discard=discard)
+                basis = self._basis.at(index, block.grid, (modulation, discard), make, self.backbone.stride_at(index))
+                maps = project_out(maps, basis)
             found[index] = maps
         return found
 
@@ -216,6 +232,7 @@ class FeatureExtractor:
         """Calibrates on blocks that are tapped already, for example from a bank."""
         given = None if self.massive_channels == "auto" else list(self.massive_channels)
         self.calibration = calibrate(batches, given, self.massive_ratio)
+        self._basis.clear()
         return self.calibration
 
     def settings(self) -> dict[str, Any]:
@@ -227,6 +244,7 @@ class FeatureExtractor:
             "blocks": list(self.blocks),
             "timestep": self.timestep,
             "tap": self.tap,
+            "modulation_condition": self.modulation_condition,
             "modulation": self.modulation,
             "discard": self.discard,
             "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",
@@ -239,18 +257,12 @@ class FeatureExtractor:
             "multiple": rule.multiple,
             "filter": rule.filter,
             "position_debias": self.position_debias,
+            "debias_components": self._basis.components,
+            "debias_images": self._basis.images,
         }
 
-    def _sized(self, images: Tensor) -> Tensor:
-        if self.size_rule.image_size is None or images.ndim != 4 or not images.is_floating_point():
-            return images  # the backbone refuses what is no batch of images
-        size = (images.shape[2], images.shape[3])
-        if self.transform(size).canvas == size:
-            return images
-        if not bool(images.isfinite().all()):
-            raise InputError("images", "NaN or infinity", "give finite values in [0, 1]")
-        pixels = (images * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-        return torch.stack([self.prepare(image) for image in pixels]).to(images.device)
+    def _made(self, index: int, block: TappedBlock, modulation: Modulate, discard: Discard) -> Tensor:
+        return make_features(block, modulation, discard, self.discarded(index) if discard != "none" else [])
 
     def _tapped_batches(
         self, batches: Iterable[Tensor], image_ids: Sequence[str] | None
@@ -259,7 +271,7 @@ class FeatureExtractor:
         for images in batches:
             ids = None if image_ids is None else image_ids[start : start + len(images)]
             start += len(images)
-            yield self.tapped(self._sized(images), ids)
+            yield self.tapped(self.size_rule.batch(images), ids)
         if image_ids is not None and start != len(image_ids):
             raise InputError("image_ids", f"{len(image_ids)} ids", f"give {start}, one per image")
 

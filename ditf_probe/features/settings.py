@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from ditf_probe.backbones.base import Backbone, Tap
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
 from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
 
 Modulate = Literal["none", "layer_norm", "adaln"]
 Discard = Literal["none", "pre_norm", "post_adaln"]
-PositionDebias = Literal["none", "mean"]
+PositionDebias = Literal["none", "mean", "svd"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class FeatureSettings:
 
     Attributes:
         blocks: Flat block indices.
-        timestep: Noise level, 0 (clean) to 1000.
-        tap: "attention" or "mlp": before which AdaLN.
+        timestep: Noise level, 0 (clean) to 1000; of several, features are the mean.
+        tap: "attention" or "mlp": before which AdaLN; or "query", "key", "value".
         modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
         discard: "none", "pre_norm" (reference code) or "post_adaln" (paper).
         massive_channels: "auto" (calibrated) or the indices, the same for every block.
@@ -34,11 +35,15 @@ class FeatureSettings:
         resize: "stretch", "keep_aspect" or "pad".
         multiple: Sides become multiples of this; None is the stride of the backbone.
         filter: PIL filter of the resize.
-        position_debias: "none", or "mean": subtract the mean over calibration images at each position.
+        position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
+            out what the features of noise images have in common at each position (INSID3), which needs no data.
+        debias_components: Number of directions that "svd" projects out.
+        debias_images: Number of noise images of "svd", run once for every size of image.
+        modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c").
     """
 
     blocks: list[int]
-    timestep: int
+    timestep: int | list[int]
     tap: Tap = "mlp"
     modulation: Modulate = "adaln"
     discard: Discard = "none"
@@ -51,6 +56,9 @@ class FeatureSettings:
     multiple: int | None = None
     filter: Filter = "bicubic"
     position_debias: PositionDebias = "none"
+    debias_components: int = 20
+    debias_images: int = 4
+    modulation_condition: ModulationCondition = "t+c"
 
 
 @dataclass(frozen=True)
@@ -79,18 +87,44 @@ class SizeRule:
             raise InputError("image", f"{tuple(image.shape)} {image.dtype}", "give a (3, H, W) uint8 image")
         return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter)
 
+    def batch(self, images: Tensor) -> Tensor:
+        """Brings `(B, 3, H, W)` in [0, 1] to size, after rounding to 8 bits; unchanged where it has that size."""
+        if self.image_size is None or images.ndim != 4 or not images.is_floating_point():
+            return images  # the backbone refuses what is no batch of images
+        size = (images.shape[2], images.shape[3])
+        if self.transform(size).canvas == size:
+            return images
+        if not bool(images.isfinite().all()):
+            raise InputError("images", "NaN or infinity", "give finite values in [0, 1]")
+        pixels = (images * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+        return torch.stack([self(image) for image in pixels]).to(images.device)
+
 
 def check_tap(backbone: Backbone, blocks: Sequence[int], tap: Tap) -> list[int]:
     """Block indices from 0 of blocks that all have the tap.
 
     Raises:
-        InputError: One is out of range, or has one AdaLN only.
+        InputError: One is out of range, or lacks the tap.
     """
     found = check_blocks(blocks, backbone.num_blocks)
     for block in found:
         if tap not in backbone.taps(block):
-            raise InputError("tap", tap, f"block {block} of {backbone.name} has one AdaLN only, use tap attention")
+            reason = "has one AdaLN only" if tap == "mlp" else "does not have it"
+            raise InputError(
+                "tap", tap, f"block {block} of {backbone.name} {reason}, use {', '.join(backbone.taps(block))}"
+            )
     return found
+
+
+def check_recipe(modulation: str, discard: str, position_debias: str) -> None:
+    """How features are made from a stream.
+
+    Raises:
+        InputError: An unknown choice.
+    """
+    check_choice("modulation", modulation, Modulate)
+    check_choice("discard", discard, Discard)
+    check_choice("position_debias", position_debias, PositionDebias)
 
 
 def check_channels(channels: Literal["auto"] | Sequence[int], width: int) -> Literal["auto"] | list[int]:

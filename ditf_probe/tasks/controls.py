@@ -48,7 +48,7 @@ class ColourPatches(Backbone):
         images: Tensor,
         *,
         blocks: Sequence[int],
-        timestep: int = 0,
+        timestep: int | Sequence[int] = 0,
         tap: Tap = "mlp",
         image_ids: Sequence[str] | None = None,
         conditions: Any = None,

@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from ditf_probe.backbones.base import Backbone
-from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.pairs import Pair, PairDataset
 from ditf_probe.errors import InputError
@@ -18,30 +17,39 @@ from ditf_probe.files import ensure_writable
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
+from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.matchers import Matcher
-from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan
+from ditf_probe.tasks.models import Models
+from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, streams_of
+from ditf_probe.tasks.prompts import encode_prompts
 from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
-from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
+from ditf_probe.tasks.rows import ROW_NAMES, Fusion, check_fusions, check_names, chosen_rows, probe_names
 from ditf_probe.tasks.scores import Scores
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
-from ditf_probe.tasks.streams import Stream
 
 
 class CorrespondenceTask(L.LightningModule):
     """Compares rows over the same pairs, each image computed once per model.
 
+    The table holds the zero-shot rows of `features`, then `others`, `fusions` and probes, then the controls. Every row
+    may have another backbone, image size and resize: predictions are pixels of the original images. One backbone is
+    in memory at a time; see `tasks.models`. What they have computed of a data set is kept, `bank_gib` for each.
+
     Args:
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
-        rows: Which rows, in order; probes come between the zero-shot rows and the controls.
-        probe_folders: Trained probes to compare, as `train.py` writes them.
+        rows: Which rows of that backbone, and which controls, in order.
+        probe_folders: Trained probes of that backbone to compare, as `train.py` writes them.
         alphas: PCK thresholds as fractions.
         strict: Compare distances with `<` instead of `<=`.
         statistics: Per data set, which average its intervals refer to: "per_point" (default) or "per_image".
         rounding: Where source descriptors are sampled, as in `match_keypoints`.
         run_dir: Folder of everything that a run writes.
+        others: Further zero-shot rows by name, each with a backbone of its own and one block.
+        backbone_files: The same as YAML files, such as those in `configs/backbone/`; each row is called like its file.
+        fusions: Rows that put the features of other rows together, by name.
 
     Raises:
-        InputError: An unknown row, or names that meet.
+        InputError: An unknown row, names that meet, a backbone file that cannot be read, or an impossible fusion.
     """
 
     def __init__(
@@ -54,31 +62,42 @@ class CorrespondenceTask(L.LightningModule):
         statistics: dict[str, Statistic] | None = None,
         rounding: Rounding = "subpixel",
         run_dir: str = "runs/default",
+        others: dict[str, BackboneFeatures] | None = None,
+        backbone_files: Sequence[str] = (),
+        fusions: dict[str, Fusion] | None = None,
     ) -> None:
         super().__init__()
         self.features = features
         self.rows = chosen_rows(rows)
         self.probe_folders = probe_names(probe_folders)
+        self.others = read_backbones(backbone_files, others or {})
+        check_names("others", self.others, self.probe_folders)
+        self.fusions = dict(fusions or {})
+        names = [*(row.name for row in self.rows), *self.others, *self.probe_folders]
+        check_names("fusions", self.fusions, names)
+        check_fusions(self.fusions, names)
         self.alphas, self.strict = tuple(alphas), strict
         self.statistics: dict[str, Statistic] = dict(statistics or {})
         self.rounding = rounding
         self.run_dir = Path(run_dir)
-        # Plain lists, so that frozen weights and metrics are no part of this module's state and checkpoints.
-        self._backbone: list[Backbone] = []
+        # No modules of their own, so that frozen weights and metrics are no part of this one's state and checkpoints.
+        self._models: Models | None = None
         self.matchers: list[Matcher] = []
         self.scores: list[Scores] = []
         self._probes: list[HeldProbe] = []
         self._result: RunResult | None = None
 
     @property
+    def models(self) -> Models:
+        """The frozen backbones, on the device of the trainer; each loaded on first use."""
+        if self._models is None:
+            self._models = Models(self.trainer.strategy.root_device)
+        return self._models
+
+    @property
     def backbone(self) -> Backbone:
-        """The frozen backbone, on the device of the trainer; loaded on first use."""
-        if not self._backbone:
-            settings, device = self.features, self.trainer.strategy.root_device
-            self._backbone.append(
-                load_backbone(settings.backbone, device=device, dtype=settings.dtype, **settings.options)
-            )
-        return self._backbone[0]
+        """The frozen backbone of `features`."""
+        return self.models[self.features]
 
     @property
     def pairs(self) -> PairDataModule:
@@ -91,6 +110,12 @@ class CorrespondenceTask(L.LightningModule):
         if not isinstance(module, PairDataModule):
             raise InputError("datamodule", type(module).__name__, "give the trainer a PairDataModule")
         return module
+
+    def prepare_data(self) -> None:
+        """Encodes the prompts of the images once per node, so that text encoders are gone before the backbone comes."""
+        for features in (self.features, *self.others.values()):
+            if features.prompt is not None or features.captions is not None:
+                encode_prompts(features, self._datasets(), self.trainer.strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work before anything is computed."""
@@ -114,7 +139,9 @@ class CorrespondenceTask(L.LightningModule):
         """Loads models and probes, calibrates the rows that need it, and starts a score sheet per data set."""
         self._result = None
         self._probes = self.held_probes()
-        self.matchers = plan(self.backbone, self.features, self.rows, self._probes, self.rounding)
+        self.matchers = plan(
+            self.models, self.features, self.rows, self._probes, self.others, self.fusions, self.rounding
+        )
         calibrate(self.matchers, self.pairs.calibration)
         names = [matcher.row.name for matcher in self.matchers]
         self.scores = [self._sheet(dataset, names) for dataset in self.pairs.test.values()]
@@ -134,7 +161,7 @@ class CorrespondenceTask(L.LightningModule):
             datasets.append(self._collect(name, dataset, scores))
         self._log_scores()
         self._result = RunResult(datasets, self.settings())
-        for stream in self._streams():
+        for stream in streams_of(self.matchers):
             stream.close()
 
     def result(self) -> RunResult:
@@ -149,14 +176,10 @@ class CorrespondenceTask(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes a number of the last test, as plain JSON values."""
-        models = [stream.extractor for stream in self._streams()]
-        rows = {}
-        for matcher in self.matchers:
-            model = None if matcher.stream is None else models.index(matcher.stream.extractor)
-            rows[matcher.row.name] = {**asdict(matcher.row), "model": model, "blocks": list(matcher.blocks)}
+        streams = streams_of(self.matchers)
         return {
-            "rows": rows,
-            "models": [model.settings() for model in models],
+            "rows": {matcher.row.name: matcher.settings(streams) for matcher in self.matchers},
+            "models": [stream.facts() for stream in streams],
             "probes": {probe.name: asdict(probe.facts) for probe in self._probes},
             "rounding": self.rounding,
             "scoring": {"alphas": list(self.alphas), "strict": self.strict},
@@ -180,20 +203,27 @@ class CorrespondenceTask(L.LightningModule):
             found = f"{len(differing)} tensors differ, {name} is {there.get(name)} there and {own.get(name)} here"
             raise InputError("ckpt_path", found, "use the checkpoint of this configuration, or none")
 
+    def _datasets(self) -> list[PairDataset]:
+        """The data sets whose images this run computes."""
+        pairs, features = self.pairs, self.features
+        found = list(pairs.test.values()) if self.trainer.testing else [pairs.train, pairs.val]
+        calibrated = features.discard != "none" or features.position_debias != "none"
+        if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
+            found.append(pairs.calibration)
+        return [dataset for dataset in found if dataset is not None]
+
     def _sheet(self, dataset: PairDataset, rows: Sequence[str]) -> Scores:
         return Scores(dataset, rows, self.alphas, self.strict, self.device)
-
-    def _streams(self) -> list[Stream]:
-        """The streams of all rows, each once."""
-        return list(dict.fromkeys(matcher.stream for matcher in self.matchers if matcher.stream is not None))
 
     def _open(self, number: int) -> None:
         """Computes the images of a test set that this rank will see, and forgets those of the last one."""
         dataset = list(self.pairs.test.values())[number]
         loaders: Any = self.trainer.test_dataloaders
         ids = own_images(loaders[number] if isinstance(loaders, list) else loaders)
-        for stream in self._streams():
+        streams = streams_of(self.matchers)
+        for stream in streams:
             stream.close()
+        for stream in streams:
             stream.open(dataset, ids)
 
     def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
@@ -213,12 +243,16 @@ class CorrespondenceTask(L.LightningModule):
                     values[f"{name}/pck_{alpha}/{row}"] = float(value)
         # Tags of their own, because the logger writes these metrics as scalars once more.
         chosen = {f"hparams/{tag}": value for tag, value in values.items() if "/pck_0.10/" in tag}
+        hyperparameters = asdict(self.features) | {
+            "others": {name: asdict(features) for name, features in self.others.items()},
+            "fusions": {name: asdict(fusion) for name, fusion in self.fusions.items()},
+        }
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(asdict(self.features), chosen)
+                logger.log_hyperparams(hyperparameters, chosen)
             else:
-                logger.log_hyperparams(asdict(self.features))
+                logger.log_hyperparams(hyperparameters)
 
 
 def own_images(loader: DataLoader[Any]) -> list[str]:

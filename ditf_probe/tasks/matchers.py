@@ -1,76 +1,147 @@
 """Rows at work: from a pair to predicted keypoints."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.features.fusion import fuse, joint_pca
 from ditf_probe.matching import Rounding, match_keypoints
 from ditf_probe.tasks.controls import same_position
-from ditf_probe.tasks.rows import Row
+from ditf_probe.tasks.rows import Fusion, Row
 from ditf_probe.tasks.streams import Stream
 
 
 @dataclass(frozen=True)
-class Matcher:
+class Matcher(ABC):
     """One row of a comparison, ready to match.
 
     Attributes:
         row: Which row.
-        stream: Where its features come from; None where it needs none.
-        blocks: Blocks whose features it uses.
         rounding: As in `match_keypoints`.
-        probe: Head over the features, or None to match the features of the one block.
     """
 
     row: Row
-    stream: Stream | None
-    blocks: Sequence[int] = ()
-    rounding: Rounding = "subpixel"
-    probe: nn.Module | None = None
+    rounding: Rounding
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """Where its features come from."""
+        return ()
 
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
+        return 0
 
-    @torch.no_grad()
+    def note(self) -> tuple[str, ...]:
+        """Remarks for the table."""
+        return ()
+
+    def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """Every setting that changes a number, as plain JSON values; streams by their position in a list."""
+        del streams
+        return {**asdict(self.row), "model": None, "blocks": []}
+
+    @abstractmethod
     def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Finds the keypoints of a pair that are visible in both images.
 
         Args:
-            pair: Its images must be in the bank of the stream.
+            pair: Its images must be in the bank of every stream.
 
         Returns:
             `(V, 2)` float32 (x, y) in pixels of the original target image, whole ones where features were matched, and
             `(V,)` cosines (NaN without features), on the CPU.
         """
+
+
+@dataclass(frozen=True)
+class PositionMatcher(Matcher):
+    """Keeps the relative position; there are no features."""
+
+    def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """As in `Matcher`; looks at no pixel."""
+        found = same_position(pair.source.keypoints[pair.visible], pair.source.size, pair.target.size)
+        return found, torch.full((len(found),), float("nan"))
+
+
+@dataclass(frozen=True)
+class MapMatcher(Matcher):
+    """Matches a feature map of the source with one of the target, by the cosine at every pixel."""
+
+    def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """As in `Matcher`."""
         keypoints = pair.source.keypoints[pair.visible]
-        if self.stream is None:
-            found = same_position(keypoints, pair.source.size, pair.target.size)
-            return found, torch.full((len(found),), float("nan"))
         if not len(keypoints):
             return keypoints.new_zeros(0, 2), keypoints.new_zeros(0)
-        source, target = self._map(self.stream, pair.source), self._map(self.stream, pair.target)
+        source, target = self.maps(pair)
         points = keypoints.to(source.device)
         found, similarity = match_keypoints(
             source, target, points, pair.source.size, pair.target.size, rounding=self.rounding
         )
         return found.cpu(), similarity.cpu()
 
-    def note(self) -> tuple[str, ...]:
-        """Remarks for the table: how many channels a discarding row found."""
-        if self.stream is None or self.row.discard == "none":
-            return ()
-        counts = [len(self.stream.extractor.discarded(block)) for block in self.blocks]
-        return (f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}",)
+    @abstractmethod
+    def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The maps of source and target, `(D, h, w)` and `(D, h', w')`, each covering its original image."""
 
-    def _map(self, stream: Stream, side: Side) -> Tensor:
-        """`(D, h, w)` of one image."""
+
+@dataclass(frozen=True)
+class FeatureMatcher(MapMatcher):
+    """Matches the features of one stream, or those of a probe over them.
+
+    Attributes:
+        stream: Where the features come from.
+        blocks: Blocks that are used; one without a probe.
+        probe: Head over the features.
+        remarks: Notes beside those on channels.
+    """
+
+    stream: Stream
+    blocks: Sequence[int]
+    probe: nn.Module | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """The one stream."""
+        return (self.stream,)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether its features need what only calibration images can tell."""
+        looked_for = self.row.position_debias == "mean" or self.stream.extractor.massive_channels == "auto"
+        return self.row.needs_calibration and looked_for
+
+    @property
+    def parameters(self) -> int:
+        """Those of the probe."""
+        return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
+
+    def note(self) -> tuple[str, ...]:
+        """How many channels a discarding row found."""
+        if self.row.discard == "none":
+            return self.remarks
+        counts = [len(self.stream.extractor.discarded(block)) for block in self.blocks]
+        return (*self.remarks, f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+
+    def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """As in `Matcher`, with the number of the stream and the blocks."""
+        return {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+
+    @torch.no_grad()
+    def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """As in `MapMatcher`."""
+        return self._map(pair.source), self._map(pair.target)
+
+    def _map(self, side: Side) -> Tensor:
         row = self.row
-        features = stream.maps(
+        features = self.stream.maps(
             [side],
             self.blocks,
             modulation=row.modulation,
@@ -78,4 +149,52 @@ class Matcher:
             position_debias=row.position_debias,
         )
         found = features[self.blocks[0]] if self.probe is None else self.probe(features)
-        return stream.crop(found[0], side)
+        return self.stream.crop(found[0], side)
+
+
+@dataclass(frozen=True)
+class FusedMatcher(MapMatcher):
+    """Matches the maps of several rows as one.
+
+    Attributes:
+        parts: The rows.
+        fusion: How they are put together.
+    """
+
+    parts: Sequence[MapMatcher]
+    fusion: Fusion
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """Those of all parts."""
+        return [stream for part in self.parts for stream in part.streams]
+
+    @property
+    def parameters(self) -> int:
+        """Those of all parts."""
+        return sum(part.parameters for part in self.parts)
+
+    def note(self) -> tuple[str, ...]:
+        """Which parts are reduced, and to how many channels at most: pairs of few tokens have no more."""
+        reduced = zip(self.fusion.parts, self.fusion.channels, strict=True)
+        return tuple(f"{name} by joint PCA to {count} channels" for name, count in reduced if count is not None)
+
+    def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """How the parts are put together; what each is made of stands in its own row."""
+        facts = {"name": self.row.name, "kind": self.row.kind, "source": "fusion"}
+        return {**facts, "model": None, "blocks": [], "fusion": asdict(self.fusion)}
+
+    def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """As in `MapMatcher`, each part reduced for this pair where the fusion says so."""
+        sources, targets = [], []
+        for part, channels in zip(self.parts, self.fusion.channels, strict=True):
+            source, target = part.maps(pair)
+            if channels is not None:
+                source, target = joint_pca(source, target, channels)
+            sources.append(source)
+            targets.append(target)
+        device, fusion = sources[0].device, self.fusion
+        return (
+            fuse([x.to(device) for x in sources], fusion.weights, fusion.grid),
+            fuse([x.to(device) for x in targets], fusion.weights, fusion.grid),
+        )

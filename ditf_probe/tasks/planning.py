@@ -1,6 +1,6 @@
 """From the rows that were asked for to matchers: which models run, at which blocks, and who shares a pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,17 +10,21 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.matching import Rounding
 from ditf_probe.probes import ProbeFacts, load_probe
 from ditf_probe.tasks.controls import ColourPatches
-from ditf_probe.tasks.matchers import Matcher
-from ditf_probe.tasks.rows import Row, Source
+from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
+from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
+from ditf_probe.tasks.records import Kind
+from ditf_probe.tasks.rows import Fusion, Row
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
-# What a probe keeps from its training. Sizes, noise draws and their seed are those of the evaluation.
-PROBE_SETTINGS = ("timestep", "tap", "modulation", "discard", "position_debias", "massive_channels", "massive_ratio")
+# What a probe keeps from its training. Sizes, prompts, noise draws and their seed are those of the evaluation.
+PROBE_SETTINGS = (
+    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio", "modulation_condition"),
+    *("position_debias", "debias_components", "debias_images"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,7 @@ class HeldProbe:
     @property
     def row(self) -> Row:
         """Its row in the table."""
-        settings = self.features
-        return Row(
-            self.name,
-            "probe",
-            modulation=settings.modulation,
-            discard=settings.discard,
-            position_debias=settings.position_debias,
-        )
+        return Row.of(self.name, "probe", self.features)
 
 
 def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list[HeldProbe]:
@@ -75,11 +72,11 @@ def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
     """
     here, there = backbone.settings(), facts.backbone
     width = facts.init_args.get("channels")
-    if width != backbone.channels:
-        remedy = (
-            f"it takes {width} channels and {backbone.name} has {backbone.channels}, use the backbone it was trained on"
-        )
-        raise InputError("probe_folders", name, remedy)
+    for block in facts.features["blocks"]:
+        found = backbone.channels_at(block) if block < backbone.num_blocks else 0
+        if width != found:
+            remedy = f"it takes {width} channels and {backbone.name} has {found}, use the backbone it was trained on"
+            raise InputError("probe_folders", name, remedy)
     differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
     if differing:
         remedy = (
@@ -89,58 +86,68 @@ def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
 
 
 def plan(
-    backbone: Backbone,
+    models: Models,
     features: BackboneFeatures,
     rows: Sequence[Row],
     probes: Sequence[HeldProbe] = (),
+    others: Mapping[str, BackboneFeatures] | None = None,
+    fusions: Mapping[str, Fusion] | None = None,
     rounding: Rounding = "subpixel",
 ) -> list[Matcher]:
-    """A matcher per row; one pass of the backbone serves all rows with one timestep and tap.
+    """A matcher per row; one pass of a backbone serves all rows with equal settings of it.
 
     Args:
-        backbone: The frozen backbone.
+        models: Where the backbones are.
         features: Settings of the zero-shot rows; one block.
         rows: Zero-shot rows and controls.
-        probes: Trained probes; they come after the zero-shot rows, before the first control.
+        probes: Trained probes; they come last before the first control.
+        others: Further zero-shot rows, by name, each with a backbone and one block of its own; they come after `rows`.
+        fusions: Rows that put others together, by name; they come after `others`.
         rounding: As in `match_keypoints`.
 
     Raises:
-        InputError: A setting that the backbone does not have, or several blocks for the zero-shot rows.
+        InputError: A setting that a backbone does not have, or several blocks for a zero-shot row.
     """
-    (block,) = _zero_shot_block(backbone, features)
-    streams = _backbone_streams(backbone, features, [probe.features for probe in probes])
-    models = _Models(backbone, features, block, streams)
-    found = {source: models.stream(source) for source in dict.fromkeys(row.source for row in rows)}
-    learnt = [
-        Matcher(
-            probe.row,
-            streams[_pass_of(probe.features)],
-            check_blocks(probe.features.blocks, backbone.num_blocks),
-            rounding,
-            probe.module.to(backbone.device),
-        )
-        for probe in probes
-    ]
-    given = [Matcher(row, found[row.source], [0 if row.source == "rgb" else block], rounding) for row in rows]
+    others = dict(others or {})
+    backbone = models[features]
+    block = _zero_shot_block("features.blocks", backbone, features)
+    _check_adaln(backbone, rows)
+    blocks = {name: _check_other(name, models, settings) for name, settings in others.items()}
+    streams = shared_streams(models, [features, *(probe.features for probe in probes), *others.values()])
+
+    def given(row: Row) -> Matcher:
+        if row.source == "position":
+            return PositionMatcher(row, rounding)
+        if row.source == "rgb":
+            return FeatureMatcher(row, rounding, _colour_stream(backbone.stride_at(block), features), [0])
+        untrained = row.source == "untrained"
+        stream = make_stream(backbone.untrained(), features, [block]) if untrained else streams[pass_of(features)]
+        return FeatureMatcher(row, rounding, stream, [block])
+
+    def other(name: str, settings: BackboneFeatures) -> Matcher:
+        remark = _whose(models[settings], blocks[name], settings)
+        row = Row.of(name, "zero-shot", settings)
+        return FeatureMatcher(row, rounding, streams[pass_of(settings)], [blocks[name]], remarks=(remark,))
+
+    def learnt(probe: HeldProbe) -> Matcher:
+        chosen = check_blocks(probe.features.blocks, backbone.num_blocks)
+        module = probe.module.to(backbone.device)
+        return FeatureMatcher(probe.row, rounding, streams[pass_of(probe.features)], chosen, module)
+
     first_control = next((i for i, row in enumerate(rows) if row.kind == "control"), len(rows))
-    return [*given[:first_control], *learnt, *given[first_control:]]
+    zero_shot = [*map(given, rows[:first_control]), *(other(name, settings) for name, settings in others.items())]
+    rest = [*map(learnt, probes), *map(given, rows[first_control:])]
+    return [*zero_shot, *_fused(fusions or {}, [*zero_shot, *rest], rounding), *rest]
 
 
-@dataclass(frozen=True)
-class _Models:
-    """Which model stands behind the source of a row."""
-
-    backbone: Backbone
-    features: BackboneFeatures
-    block: int
-    streams: Mapping[tuple[object, ...], Stream]
-
-    def stream(self, source: Source) -> Stream | None:
-        if source == "backbone":
-            return self.streams[_pass_of(self.features)]
-        if source == "untrained":
-            return _stream(self.backbone.untrained(), self.features, [self.block])
-        return _colour_stream(self.backbone, self.features) if source == "rgb" else None
+def _fused(fusions: Mapping[str, Fusion], matchers: Sequence[Matcher], rounding: Rounding) -> Iterator[Matcher]:
+    """A fused row is what the most trained of its parts is: a probe, a control, or zero-shot."""
+    parts = {matcher.row.name: matcher for matcher in matchers if isinstance(matcher, MapMatcher)}
+    order: tuple[Kind, ...] = ("probe", "control", "zero-shot")
+    for name, fusion in fusions.items():
+        chosen = [parts[part] for part in fusion.parts]
+        kind = min((part.row.kind for part in chosen), key=order.index)
+        yield FusedMatcher(Row(name, kind, "fusion"), rounding, chosen, fusion)
 
 
 def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
@@ -149,41 +156,52 @@ def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
     Raises:
         InputError: One does, and there is no data set to calibrate on.
     """
-    needy = [matcher.stream for matcher in matchers if matcher.stream is not None and matcher.row.needs_calibration]
-    for stream in dict.fromkeys(needy):
+    needy = [matcher for matcher in matchers if isinstance(matcher, FeatureMatcher) and matcher.needs_calibration]
+    for stream in streams_of(needy):
         stream.calibrate(dataset)
 
 
-def _zero_shot_block(backbone: Backbone, features: BackboneFeatures) -> list[int]:
+def streams_of(matchers: Sequence[Matcher]) -> list[Stream]:
+    """The streams of all rows, each once, those of one backbone together so that it is loaded once for all of them."""
+    streams = list(dict.fromkeys(stream for matcher in matchers for stream in matcher.streams))
+    backbones = list(dict.fromkeys(stream.extractor.backbone for stream in streams))
+    return sorted(streams, key=lambda stream: backbones.index(stream.extractor.backbone))
+
+
+def _zero_shot_block(argument: str, backbone: Backbone, features: BackboneFeatures) -> int:
     blocks = check_blocks(features.blocks, backbone.num_blocks)
     if len(blocks) != 1:
-        raise InputError("features.blocks", blocks, "name the one block of the zero-shot rows")
-    return blocks
+        raise InputError(argument, blocks, "name the one block of the zero-shot rows")
+    return blocks[0]
 
 
-def _pass_of(features: BackboneFeatures) -> tuple[object, ...]:
-    """What must be equal for rows to share a pass and a calibration."""
-    return features.timestep, features.tap, str(features.massive_channels), features.massive_ratio
+def _check_adaln(backbone: Backbone, rows: Sequence[Row]) -> None:
+    """Refuses rows that no backbone without noise can have, before anything is computed."""
+    modulated = [row.name for row in rows if row.source in ("backbone", "untrained") and row.modulation == "adaln"]
+    if backbone.num_timesteps == 0 and modulated:
+        remedy = f"{backbone.name} has no AdaLN, leave these rows out; raw and layer_norm are without"
+        raise InputError("rows", modulated, remedy)
 
 
-def _backbone_streams(
-    backbone: Backbone, features: BackboneFeatures, others: Sequence[BackboneFeatures]
-) -> dict[tuple[object, ...], Stream]:
-    groups: dict[tuple[object, ...], list[BackboneFeatures]] = {}
-    for settings in (features, *others):
-        groups.setdefault(_pass_of(settings), []).append(settings)
-    return {
-        key: _stream(backbone, members[0], [block for member in members for block in member.blocks])
-        for key, members in groups.items()
-    }
+def _check_other(name: str, models: Models, features: BackboneFeatures) -> int:
+    """The block of a further row, once its backbone has been loaded and has all that the settings ask for."""
+    try:
+        backbone = models[features]
+        make_stream(backbone, features, features.blocks)
+        if backbone.num_timesteps == 0 and features.modulation == "adaln":
+            raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
+        return _zero_shot_block("blocks", backbone, features)
+    except InputError as error:
+        raise InputError(f"others.{name}.{error.argument}", error.value, error.remedy) from error
 
 
-def _stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence[int]) -> Stream:
-    options = features.extractor_options() | {"blocks": check_blocks(blocks, backbone.num_blocks)}
-    return Stream(FeatureExtractor(backbone, **options), features)
+def _whose(backbone: Backbone, block: int, features: BackboneFeatures) -> str:
+    """Whose features a further row has, for the table."""
+    time = f", t = {features.timestep}" if backbone.num_timesteps else ""
+    return f"{backbone.name}, block {block}{time}"
 
 
-def _colour_stream(backbone: Backbone, features: BackboneFeatures) -> Stream:
+def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
     settings = replace(
         features,
         timestep=0,
@@ -192,5 +210,7 @@ def _colour_stream(backbone: Backbone, features: BackboneFeatures) -> Stream:
         position_debias="none",
         massive_channels="auto",
         ensemble=1,
+        prompt=None,
+        captions=None,
     )
-    return _stream(ColourPatches(backbone.stride), replace(settings, bank_dtype="float32"), [0])
+    return make_stream(ColourPatches(stride), replace(settings, bank_dtype="float32"), [0])

@@ -19,8 +19,8 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
 from ditf_probe.probes import describe_probe, load_weights, save_probe
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
-from ditf_probe.tasks.matchers import Matcher
-from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Row
+from ditf_probe.tasks.matchers import FeatureMatcher
+from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Fusion, Row
 from ditf_probe.tasks.schedules import adamw, check_optimisation, cosine_with_warmup
 from ditf_probe.tasks.scores import Scores
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
@@ -54,6 +54,9 @@ class ProbeTask(CorrespondenceTask):
         statistics: As in `CorrespondenceTask`.
         rounding: As in `CorrespondenceTask`.
         run_dir: As in `CorrespondenceTask`.
+        others: As in `CorrespondenceTask`.
+        backbone_files: As in `CorrespondenceTask`.
+        fusions: As in `CorrespondenceTask`.
 
     Raises:
         InputError: No probe, an unknown name, or a name that is a zero-shot row.
@@ -77,8 +80,12 @@ class ProbeTask(CorrespondenceTask):
         statistics: dict[str, Statistic] | None = None,
         rounding: Rounding = "subpixel",
         run_dir: str = "runs/default",
+        others: dict[str, BackboneFeatures] | None = None,
+        backbone_files: Sequence[str] = (),
+        fusions: dict[str, Fusion] | None = None,
     ) -> None:
-        super().__init__(features, rows, probe_folders, alphas, strict, statistics, rounding, run_dir)
+        compared = rows, probe_folders, alphas, strict, statistics, rounding, run_dir
+        super().__init__(features, *compared, others, backbone_files, fusions)
         check_optimisation(learning_rate, weight_decay, warmup_steps)
         _check_names(probes, {"probe_blocks": probe_blocks or {}, "init_from": init_from or {}})
         self.factories, self.blocks_of, self.init_from = dict(probes), dict(probe_blocks or {}), dict(init_from or {})
@@ -94,7 +101,8 @@ class ProbeTask(CorrespondenceTask):
         if self.probes or self.trainer.state.fn != "fit":
             return
         for name, factory in self.factories.items():
-            probe = factory(self.backbone.channels, self._blocks(name))
+            blocks = self._blocks(name)
+            probe = factory(self.backbone.common_channels(blocks), blocks)
             if name in self.init_from:
                 load_weights(probe, self.init_from[name])
             self.probes[name] = probe
@@ -159,7 +167,7 @@ class ProbeTask(CorrespondenceTask):
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
         """Matches a batch of pairs with every probe."""
         for name, probe in self.probes.items():
-            matcher = Matcher(self._row(name), self._fit[0], self._blocks(name), self.rounding, probe)
+            matcher = FeatureMatcher(self._row(name), self.rounding, self._fit[0], self._blocks(name), probe)
             self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
 
     def on_validation_epoch_end(self) -> None:
@@ -207,8 +215,7 @@ class ProbeTask(CorrespondenceTask):
         return contrast
 
     def _row(self, name: str) -> Row:
-        f = self.features
-        return Row(name, "probe", modulation=f.modulation, discard=f.discard, position_debias=f.position_debias)
+        return Row.of(name, "probe", self.features)
 
     def _descriptors(self, sides: Sequence[Side]) -> dict[str, list[Tensor]]:
         """Per probe `(D, h, w)` of each image; those of one prepared size in one call, their features made once."""

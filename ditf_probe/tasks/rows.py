@@ -1,15 +1,17 @@
 """The rows of a comparison: what each one matches with."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ditf_probe.errors import InputError
+from ditf_probe.features.fusion import Grid, check_grid, check_weights
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
 from ditf_probe.tasks.records import Kind
+from ditf_probe.tasks.settings import BackboneFeatures
 
-Source = Literal["backbone", "untrained", "rgb", "position"]
+Source = Literal["backbone", "untrained", "rgb", "position", "fusion"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Row:
     Attributes:
         name: Name in tables and files.
         kind: Training-free features, a trained probe, or a control.
-        source: Whose features are matched; "position" matches none, but keeps the relative position.
+        source: Whose features are matched; "position" matches none, but keeps the relative position;
+            "fusion" those of other rows together.
         modulation: As in `FeatureExtractor`.
         discard: As in `FeatureExtractor`.
         position_debias: As in `FeatureExtractor`.
@@ -35,7 +38,40 @@ class Row:
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        return self.discard != "none" or self.position_debias != "none"
+        return self.discard != "none" or self.position_debias == "mean"
+
+    @classmethod
+    def of(cls, name: str, kind: Kind, features: BackboneFeatures) -> "Row":
+        """The row of features as their settings make them."""
+        return cls(
+            name,
+            kind,
+            modulation=features.modulation,
+            discard=features.discard,
+            position_debias=features.position_debias,
+        )
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the features of several rows are put together; see `features.fusion`.
+
+    Attributes:
+        parts: Names of rows with features, two or more.
+        weights: Length of each part at every position; None is 1 for all.
+        joint_pca: Channels that each part is reduced to for each pair, None for a part that is kept; None keeps all.
+        grid: "finest", "coarsest", or (height, width) in cells.
+    """
+
+    parts: list[str]
+    weights: list[float] | None = None
+    joint_pca: list[int | None] | None = None
+    grid: Grid | list[int] = "finest"
+
+    @property
+    def channels(self) -> list[int | None]:
+        """Channels of the joint PCA, one entry per part."""
+        return [None] * len(self.parts) if self.joint_pca is None else self.joint_pca
 
 
 REFERENCE = "adaln"
@@ -91,3 +127,39 @@ def probe_names(folders: Sequence[str]) -> dict[str, Path]:
             raise InputError("probe_folders", str(path), f"another row is called {unique!r}, rename the folder")
         names[unique] = path
     return names
+
+
+def check_names(argument: str, names: Collection[str], taken: Collection[str]) -> None:
+    """Refuses names of further rows that another row has, whether it was asked for or not.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name in names:
+        if name in taken or name in ROWS or not name:
+            raise InputError(argument, name, "choose a name that no other row has")
+
+
+def check_fusions(fusions: Mapping[str, Fusion], rows: Collection[str]) -> None:
+    """Refuses what cannot be fused.
+
+    Args:
+        fusions: By name of the fused row.
+        rows: Names of the other rows of the comparison.
+
+    Raises:
+        InputError: Fewer than two parts, one that is no row with features, or settings that do not fit the parts.
+    """
+    known = [name for name in rows if name not in ROWS or ROWS[name].source != "position"]
+    for name, fusion in fusions.items():
+        if len(fusion.parts) < 2:
+            raise InputError(f"fusions.{name}.parts", fusion.parts, "name at least two rows")
+        for part in fusion.parts:
+            if part not in known:
+                raise InputError(f"fusions.{name}.parts", part, f"name rows with features, {', '.join(known)}")
+        check_weights(f"fusions.{name}.weights", fusion.weights, len(fusion.parts))
+        check_grid(f"fusions.{name}.grid", fusion.grid)
+        whole = [count for count in fusion.channels if count is not None]
+        if len(fusion.channels) != len(fusion.parts) or any(count < 1 for count in whole):
+            remedy = f"give {len(fusion.parts)} numbers of channels, null for a part that is kept"
+            raise InputError(f"fusions.{name}.joint_pca", fusion.joint_pca, remedy)

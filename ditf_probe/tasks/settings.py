@@ -20,7 +20,13 @@ class BackboneFeatures(FeatureSettings):
     Attributes:
         backbone: Name or path, as in `load_backbone`.
         options: Further options of `load_backbone`.
-        dtype: Dtype of the backbone, as in `load_backbone`.
+        dtype: Dtype of the backbone and of its text encoders, as in `load_backbone`.
+        prompt: Text for every image; `{category}` in it stands for the image's category, which makes zero-shot rows use
+            labels. "" is the empty prompt; None, without captions, the null condition of the backbone.
+        captions: JSON file of image id to text, in place of `prompt`.
+        prompt_cache: Folder in which the embeddings of prompts are kept; see `PromptEncoder`.
+        text_encoders: Pipeline folder or hub id of the text encoders; that of the backbone by default.
+        text_options: Arguments of the pipeline's `encode_prompt`, in place of its defaults.
         bank_dtype: Dtype in which streams are kept: "float32", "bfloat16" or "float16".
         bank_gib: Most memory that the streams of one data set may take, in GiB.
         num_workers: Processes that decode and prepare images.
@@ -30,6 +36,11 @@ class BackboneFeatures(FeatureSettings):
     backbone: str = "ditf-tiny"
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
+    prompt: str | None = None
+    captions: str | None = None
+    prompt_cache: str = "runs/prompts"
+    text_encoders: str | None = None
+    text_options: dict[str, Any] = field(default_factory=dict)
     bank_dtype: str = "float32"
     bank_gib: float = 4.0
     num_workers: int = 0
@@ -59,7 +70,7 @@ def dataset_settings(dataset: PairDataset | None) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    packages = ("ditf_probe", "torch", "diffusers", "numpy", "pillow")
+    packages = ("ditf_probe", "torch", "diffusers", "timm", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 

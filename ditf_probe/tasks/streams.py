@@ -1,6 +1,7 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
 from ditf_probe.geometry import crop_features
+from ditf_probe.tasks.prompts import condition_settings, conditions_for
 from ditf_probe.tasks.settings import BackboneFeatures
 
 
@@ -36,11 +38,11 @@ class Stream:
             raise InputError(
                 "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
             )
-        self._empty().calibrate(dataset, num_workers=self.settings.num_workers, batch_size=self.settings.batch_size)
+        self._empty().calibrate(dataset, **self._loading(dataset))
 
     def open(self, dataset: PairDataset, ids: Sequence[str] | None = None) -> None:
         """Computes the images of a data set, or some of them, that are not in the bank yet."""
-        self.bank.fill(dataset, ids, num_workers=self.settings.num_workers, batch_size=self.settings.batch_size)
+        self.bank.fill(dataset, ids, **self._loading(dataset))
 
     def close(self) -> None:
         """Forgets all images."""
@@ -70,6 +72,19 @@ class Stream:
         for number, side in enumerate(sides):
             groups.setdefault(self.extractor.transform(side.size).canvas, []).append(number)
         return list(groups.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Every setting that changes a number, as plain JSON values: those of the extractor, and the conditions."""
+        return self.extractor.settings() | {"conditions": condition_settings(self.settings)}
+
+    def _loading(self, dataset: PairDataset) -> dict[str, Any]:
+        """How a bank loads and conditions the images of a data set."""
+        settings = self.settings
+        return {
+            "num_workers": settings.num_workers,
+            "batch_size": settings.batch_size,
+            "conditions": conditions_for(dataset, settings),
+        }
 
     def _empty(self) -> FeatureBank:
         return FeatureBank(self.extractor, dtype=self.settings.bank_dtype, budget_gib=self.settings.bank_gib)

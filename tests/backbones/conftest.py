@@ -1,6 +1,10 @@
 """Real diffusers models, tiny, every parameter random, so that no AdaLN is the identity by accident."""
 
+import json
 from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,3 +67,111 @@ def make_vae() -> Callable[..., nn.Module]:
 def images() -> torch.Tensor:
     """Two images that are not square."""
     return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def text_folders(tmp_path_factory: pytest.TempPathFactory) -> "TextFolders":
+    """Whole tiny pipelines with text encoders and tokenizers, on disk."""
+    return TextFolders(tmp_path_factory.mktemp("pipelines"))
+
+
+class TextFolders:
+    """Builds pipeline folders on first use; transformers is slow to import, so nothing else pays for it."""
+
+    words = ("a", "photo", "of", "cat", "dog", "red", "car")
+    letters = tuple("abcdefghijklmnopqrstuvwxyz")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def clip_tokenizer(self) -> Any:
+        """Letters only, no merges; at most 16 tokens."""
+        from transformers import CLIPTokenizer
+
+        letters, special = self.letters, ("<|startoftext|>", "<|endoftext|>")
+        pieces = [*letters, *(f"{letter}</w>" for letter in letters), *special]
+        (self.root / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+        (self.root / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer(str(self.root / "vocab.json"), str(self.root / "merges.txt"), model_max_length=16)
+
+    def t5_tokenizer(self) -> Any:
+        """A few words, and letters for the rest."""
+        from transformers import T5Tokenizer
+
+        pieces = [(special, 0.0) for special in ("<pad>", "</s>", "<unk>")] + [
+            (f"▁{word}", -1.0) for word in self.words
+        ]
+        pieces += [("▁", -4.0), *((letter, -6.0) for letter in self.letters)]
+        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64, chat_template="{{ messages[0].content }}")
+
+    def clip(self, width: int, projection: int | None = None) -> nn.Module:
+        """A CLIP text encoder with three layers; with a projection its pooled vector has that width."""
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        shape = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+        ids = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+        config = CLIPTextConfig(**shape, **ids, max_position_embeddings=16, projection_dim=projection or width)
+        return randomise((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed=width)
+
+    def t5(self, width: int) -> nn.Module:
+        """A T5 encoder with two layers."""
+        from transformers import T5Config, T5EncoderModel
+
+        shape = {"d_model": width, "vocab_size": 48, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+        return randomise(T5EncoderModel(T5Config(**shape)), seed=width)
+
+    @cached_property
+    def flux(self) -> Path:
+        """FLUX: CLIP of width 20, T5 of width 24."""
+        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+        FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=build_vae(),
+            text_encoder=self.clip(20),
+            tokenizer=self.clip_tokenizer(),
+            text_encoder_2=self.t5(24),
+            tokenizer_2=self.t5_tokenizer(),
+            transformer=build_flux(in_channels=16),
+        ).save_pretrained(self.root / "tiny-flux")
+        return self.root / "tiny-flux"
+
+    @cached_property
+    def sd3(self) -> Path:
+        """SD3: two CLIPs of widths 8 and 12 with pooled vectors of 9 and 11, T5 of width 24; the text side alone."""
+        from diffusers import StableDiffusion3Pipeline
+
+        folder = self.root / "tiny-sd3"
+        StableDiffusion3Pipeline(
+            scheduler=None,
+            vae=None,
+            text_encoder=self.clip(8, 9),
+            tokenizer=self.clip_tokenizer(),
+            text_encoder_2=self.clip(12, 11),
+            tokenizer_2=self.clip_tokenizer(),
+            text_encoder_3=self.t5(24),
+            tokenizer_3=self.t5_tokenizer(),
+            transformer=None,
+        ).save_pretrained(folder)
+        self.name_transformer(folder, "SD3Transformer2DModel")
+        return folder
+
+    def with_t5(self, pipeline: str, transformer: str, encoders: int = 1) -> Path:
+        """The text side alone of a pipeline with one T5 of width 20, or two."""
+        folder = self.root / pipeline
+        if not folder.is_dir():
+            index: dict[str, Any] = {"_class_name": pipeline, "vae": ["diffusers", "AutoencoderKL"]}
+            for number in ("", "_2")[:encoders]:
+                self.t5(20).save_pretrained(folder / f"text_encoder{number}")
+                self.t5_tokenizer().save_pretrained(folder / f"tokenizer{number}")
+                index[f"text_encoder{number}"] = ["transformers", "T5EncoderModel"]
+                index[f"tokenizer{number}"] = ["transformers", "T5Tokenizer"]
+            (folder / "model_index.json").write_text(json.dumps(index))
+            self.name_transformer(folder, transformer)
+        return folder
+
+    def name_transformer(self, folder: Path, transformer: str) -> None:
+        """Names the transformer of a pipeline in its index, as a whole folder would."""
+        file = folder / "model_index.json"
+        index = json.loads(file.read_text()) | {"transformer": ["diffusers", transformer]}
+        file.write_text(json.dumps(index))

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
 from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.draws import NoisyBatch
 from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 
 T = 260
@@ -60,6 +63,20 @@ def pictures(backbone: Backbone, rows: int = 3, columns: int = 5) -> Tensor:
     """Two images that are not square."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, rows * backbone.stride, columns * backbone.stride, generator=generator)
+
+
+def masked_prompts(backbone: Backbone) -> PromptEmbeddings:
+    """Two random prompts, the second half as long."""
+    generator = torch.Generator().manual_seed(2)
+    shape = backbone.family.text(backbone.transformer.config)
+    tokens = shape.tokens or 6
+    embeds = torch.randn(2, tokens, shape.width, generator=generator)
+    pooled = None if shape.pooled is None else torch.randn(2, shape.pooled, generator=generator)
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]])
+    second = None
+    if shape.second is not None:
+        second = torch.randn(2, shape.second_tokens or 6, shape.second, generator=generator)
+    return PromptEmbeddings(embeds, pooled, mask, second)
 
 
 def blocks_with(backbone: Backbone, tap: str) -> list[int]:
@@ -113,7 +130,7 @@ def entering(backbone: Backbone, tap: str, images: Tensor) -> dict[int, Tensor]:
             for x in tensors_of(args, kwargs):
                 tokens = as_tokens(x, len(images), backbone.channels)
                 if index not in found and tokens is not None and tokens.shape[1] >= count:
-                    found[index] = tokens[:, -count:] if order == "text_first" else tokens[:, :count]
+                    found[index] = tokens[:, :count] if order.startswith("image") else tokens[:, -count:]
 
         handles.append(block.get_submodule(layer.into).register_forward_pre_hook(hook, with_kwargs=True))
     arguments = call_arguments(backbone, images)
@@ -168,18 +185,114 @@ def test_moving_one_patch_moves_one_token(name: str, backbone: Backbone, monkeyp
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_stream_of_an_ensemble_is_the_mean_of_its_draws(name: str, backbone: Backbone) -> None:
+def test_stream_of_an_ensemble_is_the_mean_of_its_draws(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = pictures(backbone)
     block = backbone.num_blocks - 1
     options = {"blocks": [block], "timestep": T, "tap": "attention", "image_ids": IDS}
     together = backbone(images, ensemble=3, **options)[block]
-    singles, original = [], type(backbone)._noisy
+    singles, original = [], NoisyBatch.noisy
     for draw in range(3):
-        backbone._noisy = lambda batch, image, _, draw=draw: original(backbone, batch, image, draw)
+        monkeypatch.setattr(NoisyBatch, "noisy", lambda self, image, t, _, draw=draw: original(self, image, t, draw))
         singles.append(backbone(images, **options)[block].hidden_states)
-    del backbone._noisy
     assert relative_error(together.hidden_states, torch.stack(singles).mean(0)) <= 1e-5
     assert relative_error(singles[0], singles[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
+    images = pictures(backbone)
+    block, steps = backbone.num_blocks - 1, [400, 20, T]
+    options = {"blocks": [block], "tap": "attention", "image_ids": IDS}
+    together = backbone(images, timestep=steps, ensemble=2, **options)[block]
+    alone = [backbone(images, timestep=t, ensemble=2, **options)[block] for t in steps]
+    assert together.hidden_states.shape == (2, 3, 15, backbone.channels)
+    for found, expected in (
+        (together.hidden_states, [x.hidden_states for x in alone]),
+        (together.shift, [x.shift for x in alone]),
+        (together.scale, [x.scale for x in alone]),
+    ):
+        assert (found is None) == (expected[0] is None)
+        if found is not None:
+            assert relative_error(found, torch.stack(expected, 1)) <= 1e-5
+    modulation = "adaln" if alone[0].scale is not None or alone[0].shift is not None else "layer_norm"
+    made = [
+        FeatureExtractor(backbone, blocks=[block], timestep=t, tap="attention", modulation=modulation)(images, IDS)
+        for t in ([400, 20], 400, 20)
+    ]
+    assert relative_error(made[0][block], (made[1][block] + made[2][block]) / 2) <= 1e-5
+
+
+def holds(values: Tensor, tokens: Tensor) -> bool:
+    """Whether every token `(B, N, C)` is a row of attended values `(B, heads, T, C / heads)`."""
+    if values.ndim != 4 or len(values) != len(tokens) or values.shape[1] * values.shape[3] != tokens.shape[-1]:
+        return False
+    rows = values.transpose(1, 2).flatten(2)
+    nearest = torch.cdist(tokens, rows, p=float("inf")).amin(-1)
+    return bool(nearest.max() <= 1e-5 * rows.abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_values_enter_the_attention_and_norms_are_those_of_the_block(
+    name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values pass through no norm and no position encoding: they are seen where torch attends."""
+    block, images = 0, pictures(backbone)
+    if "value" not in backbone.taps(block):
+        assert next(all_blocks(backbone))[0].projections is None
+        return
+    attended: list[Tensor] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended.append(value)
+        return original(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    arguments = call_arguments(backbone, images)
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        backbone.transformer(**arguments)
+    found = {
+        tap: backbone(images, blocks=[block], timestep=T, tap=tap, image_ids=IDS)[block]
+        for tap in ("query", "key", "value")
+    }
+    assert all(x.shift is None and x.scale is None and x.grid == (3, 5) for x in found.values())
+    assert any(holds(values, found["value"].hidden_states) for values in attended)
+    for tap in ("query", "key"):
+        assert found[tap].hidden_states.isfinite().all()
+        assert relative_error(found[tap].hidden_states, found["value"].hidden_states) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_modulation_from_a_part_of_the_condition(name: str, backbone: Backbone) -> None:
+    """The parts are checked by changing the other one: a class or prompt must not reach "t", a timestep not "c"."""
+    images, known = pictures(backbone), backbone.modulation_conditions
+    options = {"blocks": [0], "tap": "attention", "image_ids": IDS}
+    whole = backbone(images, timestep=T, **options)[0]
+    if "t" in known and "c" not in known:
+        found = backbone(images, timestep=T, modulation_condition="t", **options)[0]
+        assert torch.equal(found.scale, whole.scale)
+    if "c" not in known:
+        with pytest.raises(InputError, match="can be computed from t"):
+            backbone(images, timestep=T, modulation_condition="c", **options)
+        return
+    if backbone.family.text is None:
+        other: Any = torch.tensor([1, 2])
+    else:
+        shape = backbone.family.text(backbone.transformer.config)
+        other = PromptEmbeddings(torch.rand(1, 4, shape.width), torch.rand(1, shape.pooled))
+    for part, changed, kept in (
+        ("t", {"timestep": 20}, {"conditions": other}),
+        ("c", {"conditions": other}, {"timestep": 20}),
+    ):
+        first, second, third = (
+            backbone(images, modulation_condition=part, **({"timestep": T} | options | change))[0].scale
+            for change in ({}, kept, changed)
+        )
+        assert torch.equal(first, second)
+        assert relative_error(third, first) > 1e-3
+        assert relative_error(whole.scale, first) > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -191,6 +304,25 @@ def test_batch_and_order_do_not_matter(name: str, backbone: Backbone) -> None:
     for row, image_id in ((1, "a"), (0, "b")):
         alone = backbone(images.flip(0)[row : row + 1], image_ids=[image_id], **options)[block]
         assert relative_error(together.hidden_states[row], alone.hidden_states[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.text is not None])
+def test_prompts_of_unequal_length_share_a_batch(name: str, backbone: Backbone) -> None:
+    """A row is as if it were alone, and its last token, which is masked, does not matter. Or masks are refused."""
+    images, prompts = pictures(backbone), masked_prompts(backbone)
+    block = backbone.num_blocks - 1
+    options = {"blocks": [block], "timestep": T, "tap": "attention"}
+    try:
+        together = backbone(images, image_ids=IDS, conditions=prompts, **options)[block].hidden_states
+    except InputError as error:
+        if error.argument == "conditions.mask":
+            return
+        raise
+    for row, image_id in enumerate(IDS):
+        prompt = prompts[torch.tensor([row])]
+        prompt.embeds[:, -1] += row  # the first row has no padding
+        alone = backbone(images[row : row + 1], image_ids=[image_id], conditions=prompt, **options)[block]
+        assert relative_error(together[row], alone.hidden_states[0]) <= 1e-5, f"row {row}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone
-from ditf_probe.backbones.families import FAMILIES, Modulation, first_input, output
-from ditf_probe.backbones.taps import HookPoint, fold_norm_weights, image_tokens, read_norm, recording, tap_block
+from ditf_probe.backbones.block_taps import fold_norm_weights, image_tokens, read_norm, tap_block
+from ditf_probe.backbones.families import FAMILIES, Call, Modulation, first_input, output
+from ditf_probe.backbones.taps import HookPoint, recording
 
 
 def hooks(model: nn.Module) -> int:
@@ -135,6 +136,11 @@ def test_image_tokens() -> None:
             image_tokens(stream, count, order)
 
 
+def test_image_tokens_directly_after_texts_of_unequal_length() -> None:
+    stream = torch.arange(12.0).reshape(2, 6, 1)
+    assert image_tokens(stream, 3, "after_text", torch.tensor([1, 3])).flatten().tolist() == [1, 2, 3, 9, 10, 11]
+
+
 def test_norms_are_read_from_the_module() -> None:
     assert read_norm(nn.LayerNorm(4, eps=1e-3)) == read_norm(nn.LayerNorm(4, eps=1e-3, elementwise_affine=False))
     assert (read_norm(nn.LayerNorm(4, eps=1e-3)).kind, read_norm(nn.LayerNorm(4, eps=1e-3)).eps) == ("layer_norm", 1e-3)
@@ -154,6 +160,26 @@ def test_folded_weights_of_a_norm(with_shift: bool, with_scale: bool) -> None:
     plain = nn.functional.layer_norm(x, (6,))
     found = plain * (1 + new_scale.reshape(-1, 1, 6)) + new_shift.reshape(-1, 1, 6)
     torch.testing.assert_close(found, expected)
+
+
+def test_folded_weights_that_count_from_zero() -> None:
+    norm = nn.RMSNorm(6, eps=1e-6)
+    norm.weight.data = torch.randn(6)
+    x, scale = torch.randn(2, 3, 6), torch.randn(2, 6)
+    expected = nn.functional.rms_norm(x, (6,), 1 + norm.weight, 1e-6) * (1 + scale[:, None])
+    shift, folded = fold_norm_weights(norm, None, scale, offset=1.0)
+    assert shift is None
+    torch.testing.assert_close(nn.functional.rms_norm(x, (6,), eps=1e-6) * (1 + folded[:, None]), expected)
+
+
+def test_an_argument_is_found_however_it_was_passed() -> None:
+    class Block(nn.Module):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return x + time
+
+    given = torch.ones(1)
+    for args, kwargs in (((None, given), {}), ((None,), {"time": given})):
+        assert Call(Block(), args, kwargs).argument("time") is given
 
 
 def test_an_entry_can_take_modulation_from_a_table_or_from_the_model() -> None:

@@ -8,29 +8,39 @@ from ditf_probe.backbones.families.cross import CROSS
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Call,
+    EmbeddingParts,
     Family,
     ModelInputs,
     Modulation,
     Noising,
+    Projections,
     SubLayer,
     TokenOrder,
     first_input,
     output,
 )
+from ditf_probe.backbones.families.image_stream import IMAGE_STREAM
 from ditf_probe.backbones.families.joint import JOINT
 from ditf_probe.backbones.families.joint_latents import JOINT_LATENTS
 from ditf_probe.backbones.families.joint_packed import JOINT_PACKED
+from ditf_probe.backbones.families.scale_only import SCALE_ONLY
+from ditf_probe.backbones.families.single_stream import SINGLE_STREAM
+from ditf_probe.backbones.families.video import VIDEO
 
-FAMILIES: dict[str, Family] = COGVIEW | CROSS | JOINT | JOINT_LATENTS | JOINT_PACKED
+FAMILIES: dict[str, Family] = (
+    COGVIEW | CROSS | IMAGE_STREAM | JOINT | JOINT_LATENTS | JOINT_PACKED | SCALE_ONLY | SINGLE_STREAM | VIDEO
+)
 
 __all__ = [
     "FAMILIES",
     "BlockGroup",
     "Call",
+    "EmbeddingParts",
     "Family",
     "ModelInputs",
     "Modulation",
     "Noising",
+    "Projections",
     "SubLayer",
     "TokenOrder",
     "first_input",

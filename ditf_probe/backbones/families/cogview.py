@@ -6,16 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    as_it_is,
-    every_token,
-    spatial_patch,
-)
+from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_it_is, every_token, spatial_patch
 from ditf_probe.backbones.families.joint_latents import check_grid
 from ditf_probe.conditions import PromptShape
 

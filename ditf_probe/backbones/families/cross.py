@@ -2,19 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
-
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Call,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    adaln_zero_blocks,
-    as_it_is,
-    spatial_patch,
-)
+from ditf_probe.backbones.families.blocks import TIME_ONLY, adaln_zero_blocks, projections_of
+from ditf_probe.backbones.families.entry import BlockGroup, EmbeddingParts, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_it_is, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 
 
@@ -42,15 +32,10 @@ def call_pixart(inputs: ModelInputs) -> dict[str, Any]:
     }
 
 
-def table_plus_time(call: Call) -> Tensor:
-    """The table of a block plus the embedding of the time that all blocks share, `(B, 6, C)`."""
-    table: Tensor = call.module.scale_shift_table
-    return table[None] + call.kwargs["timestep"].reshape(-1, *table.shape)
-
-
 CROSS: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
         groups=(adaln_zero_blocks("norm3", "attn1"),),
+        parts=EmbeddingParts(("norm1.emb.timestep_embedder",), ("norm1.emb.class_embedder",), shared=False),
         call=call_dit,
         patch=spatial_patch,
         noising="ddpm",
@@ -70,11 +55,13 @@ CROSS: dict[str, Family] = {
         groups=(
             BlockGroup(
                 "transformer_blocks",
-                Modulation("", at="input", read=table_plus_time),
+                Modulation("", at="input", read=table_plus("timestep")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
+                projections=projections_of("attn1"),
             ),
         ),
+        parts=TIME_ONLY,
         call=call_pixart,
         patch=spatial_patch,
         noising="ddpm",

@@ -3,18 +3,18 @@
 Paths are dotted; a block is numbered flat over the containers in order.
 """
 
-import math
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ditf_probe.conditions import PromptEmbeddings, PromptShape
-from ditf_probe.errors import InputError
 
 Noising = Literal["flow", "ddpm"]
-TokenOrder = Literal["image_only", "text_first", "image_first"]
+TokenOrder = Literal["image_only", "text_first", "image_first", "after_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+
+    def argument(self, name: str) -> Any:
+        """An argument by its name, however it was passed."""
+        return inspect.signature(self.module.forward).bind(*self.args, **self.kwargs).arguments[name]
 
 
 def first_input(call: Call) -> Tensor:
@@ -75,6 +79,7 @@ class SubLayer:
         gate: As `shift`.
         into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
+        weight_offset: What the norm adds to its weight: 1 where the weight counts from zero.
     """
 
     entry: str
@@ -84,6 +89,43 @@ class SubLayer:
     gate: int | None
     into: str
     read: Callable[[Call], Tensor] = first_input
+    weight_offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """Where query, key and value of the image tokens are computed, and the norms of query and key.
+
+    Attributes:
+        query: Path of the linear layer.
+        key: As `query`.
+        value: As `query`.
+        query_norm: Path of the norm before the position encoding; there may be no such module.
+        key_norm: As `query_norm`.
+        order: Where the image tokens sit in what the layers compute; None as in the stream of the block.
+    """
+
+    query: str = "attn.to_q"
+    key: str = "attn.to_k"
+    value: str = "attn.to_v"
+    query_norm: str = "attn.norm_q"
+    key_norm: str = "attn.norm_k"
+    order: TokenOrder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingParts:
+    """The modules whose outputs add up to the embedding that the modulation of a block is computed from.
+
+    Attributes:
+        time: Paths of those that see the timestep (and the guidance); a path that the model lacks is passed over.
+        condition: Paths of those that see the class or the prompt; empty where neither enters the modulation.
+        shared: The paths start at the transformer instead of the block.
+    """
+
+    time: tuple[str, ...]
+    condition: tuple[str, ...] = ()
+    shared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +137,9 @@ class BlockGroup:
         modulation: Where their shift, scale and gate come from.
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
-        order: Where the image tokens sit in the stream.
+        order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in
+            each row, with padding behind.
+        projections: Where query, key and value are computed; None if they cannot be read.
     """
 
     container: str
@@ -103,6 +147,7 @@ class BlockGroup:
     attention: SubLayer
     mlp: SubLayer | None
     order: TokenOrder = "image_only"
+    projections: Projections | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +184,30 @@ class ModelInputs:
         """The guidance scale `(R,)` in the dtype of the latents, None for models that embed none."""
         return None if self.guidance is None else self.latents.new_full((len(self.latents),), self.guidance)
 
+    @property
+    def text_mask(self) -> Tensor:
+        """`(R, L)` bool, True on the text tokens that count: all of them where the prompts have no mask."""
+        return mask_or_all(self.prompt.mask, self.prompt.embeds)
+
+    @property
+    def text_lengths(self) -> Tensor | None:
+        """`(R,)` text tokens that count, None without prompts."""
+        return self.text_mask.sum(1) if isinstance(self.condition, PromptEmbeddings) else None
+
+
+def mask_or_all(mask: Tensor | None, embeds: Tensor) -> Tensor:
+    """The mask of text tokens `(R, L)`; without one every token counts."""
+    return embeds.new_ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask
+
 
 def heads_times_channels(config: Any) -> int:
     """Channels of the stream where the config gives attention heads and channels per head."""
     return int(config.num_attention_heads * config.attention_head_dim)
+
+
+def hidden_size(config: Any) -> int:
+    """Channels of the stream where the config gives them."""
+    return int(config.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +224,8 @@ class Family:
         tiny: Arguments of the class for a very small model; every test of entries runs on it.
         vae: Class of its autoencoder, a key of `AUTOENCODERS`.
         width: From its config to the channels of the stream.
+        parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
+            condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
         schedule: For "ddpm": config of its noise schedule where none is given, by default that of DiT.
     """
 
@@ -171,82 +238,5 @@ class Family:
     tiny: Mapping[str, Any]
     vae: str = "AutoencoderKL"
     width: Callable[[Any], int] = field(default=heads_times_channels)
+    parts: EmbeddingParts | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)
-
-
-def as_it_is(timestep: float) -> float:
-    """Time from 0 to 1000."""
-    return timestep
-
-
-def as_fraction(timestep: float) -> float:
-    """Time from 0 to 1."""
-    return timestep / 1000
-
-
-def every_token(prompt: PromptEmbeddings) -> Tensor:
-    """The text tokens for a model that attends to all of them.
-
-    Raises:
-        InputError: Some are masked.
-    """
-    if prompt.mask is not None:
-        raise InputError("conditions.mask", tuple(prompt.mask.shape), "this model attends to every token, give None")
-    return prompt.embeds
-
-
-def zero_padding(prompt: PromptEmbeddings) -> Tensor:
-    """The text tokens for a model that attends to all of them but was trained with zero vectors for padding."""
-    return prompt.embeds if prompt.mask is None else prompt.embeds * prompt.mask[..., None]
-
-
-def spatial_patch(config: Any, latent_channels: int) -> int:
-    """The transformer cuts the patches itself; its channels are those of the latents."""
-    if config.in_channels != latent_channels:
-        remedy = f"the transformer takes {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-    return int(config.patch_size)
-
-
-def packed_patch(config: Any, latent_channels: int) -> int:
-    """Patches are cut before the transformer; its channels are those of a whole patch."""
-    patch = math.isqrt(config.in_channels // latent_channels)
-    if patch < 1 or latent_channels * patch**2 != config.in_channels:
-        remedy = f"the transformer takes tokens of {config.in_channels} channels, give the matching autoencoder"
-        raise InputError("vae", f"{latent_channels} latent channels", remedy)
-    return patch
-
-
-def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
-    """Blocks whose first AdaLN computes the six chunks of both.
-
-    Args:
-        mlp_norm: Path of the norm before the MLP.
-        attention: Path of the attention.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm1.linear"),
-        attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2, into=attention),
-        mlp=SubLayer(mlp_norm, norm=mlp_norm, shift=3, scale=4, gate=5, into="ff"),
-    )
-
-
-def parallel_blocks(
-    order: TokenOrder, into: str = "proj_mlp", container: str = "single_transformer_blocks"
-) -> BlockGroup:
-    """Blocks with one AdaLN before attention and MLP, which run side by side on one sequence of text and image.
-
-    Args:
-        order: Where the image tokens sit.
-        into: Path of a module that the modulated stream enters.
-        container: Path of the list of blocks.
-    """
-    return BlockGroup(
-        container,
-        Modulation("norm.linear"),
-        attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2, into=into),
-        mlp=None,
-        order=order,
-    )

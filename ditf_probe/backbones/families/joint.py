@@ -1,20 +1,13 @@
 """Transformers in which text and image tokens attend to each other."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ditf_probe.backbones.families.entry import (
-    Family,
-    ModelInputs,
-    adaln_zero_blocks,
-    as_fraction,
-    as_it_is,
-    every_token,
-    packed_patch,
-    parallel_blocks,
-    spatial_patch,
-)
+from ditf_probe.backbones.families.blocks import TIME_AND_TEXT, adaln_zero_blocks, parallel_blocks
+from ditf_probe.backbones.families.entry import Family, ModelInputs
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, spatial_patch
 from ditf_probe.backbones.packing import pack_patches, position_ids
 from ditf_probe.conditions import PromptShape
 
@@ -57,6 +50,7 @@ def joint_and_pooled(config: Any) -> PromptShape:
 JOINT: dict[str, Family] = {
     "FluxTransformer2DModel": Family(
         groups=(adaln_zero_blocks("norm2"), parallel_blocks("text_first")),
+        parts=replace(TIME_AND_TEXT, time=(*TIME_AND_TEXT.time, "time_text_embed.guidance_embedder")),
         call=call_flux,
         patch=packed_patch,
         noising="flow",
@@ -76,6 +70,7 @@ JOINT: dict[str, Family] = {
     ),
     "SD3Transformer2DModel": Family(
         groups=(adaln_zero_blocks("norm2"),),  # SD3.5 medium appends a third AdaLN, chunks 6 to 8
+        parts=TIME_AND_TEXT,
         call=call_sd3,
         patch=spatial_patch,
         noising="flow",

@@ -4,24 +4,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    adaln_zero_blocks,
-    as_fraction,
-    as_it_is,
-    every_token,
-    parallel_blocks,
-    spatial_patch,
-    zero_padding,
-)
-from ditf_probe.conditions import PromptEmbeddings, PromptShape
+from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks
+from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, spatial_patch, zero_padding
+from ditf_probe.conditions import PromptShape
 from ditf_probe.errors import InputError
 
 
@@ -58,7 +46,7 @@ def call_hunyuan_image(inputs: ModelInputs) -> dict[str, Any]:
     return {
         "hidden_states": inputs.latents,
         "encoder_hidden_states": prompt.embeds,
-        "encoder_attention_mask": text_mask(prompt),
+        "encoder_attention_mask": inputs.text_mask,
         "encoder_hidden_states_2": prompt.second,
         "encoder_attention_mask_2": None if prompt.second is None else prompt.second.ne(0).any(-1),
         "timestep": time,
@@ -76,16 +64,11 @@ def call_hunyuan_video(inputs: ModelInputs) -> dict[str, Any]:
     return {
         "hidden_states": inputs.latents[:, :, None],
         "encoder_hidden_states": inputs.prompt.embeds,
-        "encoder_attention_mask": text_mask(inputs.prompt),
+        "encoder_attention_mask": inputs.text_mask,
         "pooled_projections": inputs.prompt.pooled,
         "timestep": inputs.time.to(inputs.latents.dtype),
         "guidance": thousandfold(inputs.guidance_rows()),
     }
-
-
-def text_mask(prompt: PromptEmbeddings) -> Tensor:
-    """The mask of a prompt, `(R, L)` bool, all True where it has none."""
-    return torch.ones_like(prompt.embeds[..., 0], dtype=torch.bool) if prompt.mask is None else prompt.mask
 
 
 def thousandfold(guidance: Tensor | None) -> Tensor | None:

@@ -8,21 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.backbones.families.entry import (
-    BlockGroup,
-    Call,
-    Family,
-    ModelInputs,
-    Modulation,
-    SubLayer,
-    adaln_zero_blocks,
-    as_fraction,
-    as_it_is,
-    every_token,
-    packed_patch,
-    parallel_blocks,
-    zero_padding,
-)
+from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks
+from ditf_probe.backbones.families.entry import BlockGroup, Call, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, zero_padding
 from ditf_probe.backbones.families.joint import positioned_tokens
 from ditf_probe.backbones.packing import pack_patches
 from ditf_probe.conditions import PromptShape

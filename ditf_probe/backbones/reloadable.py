@@ -1,0 +1,119 @@
+"""Several large backbones in the memory of one: each is loaded when it computes, and dropped for the next."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditf_probe.backbones.base import Backbone, Tap
+from ditf_probe.backbones.checks import check_blocks
+
+
+class ModelSlot:
+    """Room for one loaded backbone; whoever comes next takes the place of the one that is there.
+
+    A backbone that is dropped is gone from the device and from CPU memory, and comes back by loading it again. Parking
+    it in CPU memory would be quicker, but needs room for all of them together, and weights that are quantised or
+    offloaded cannot be moved back and forth.
+    """
+
+    def __init__(self) -> None:
+        self._owner: ReloadableBackbone | None = None
+        self._model: Backbone | None = None
+
+    def take(self, owner: "ReloadableBackbone") -> Backbone:
+        """The loaded backbone of an owner; what was here before is dropped first, unless the owner is made from it."""
+        if self._owner is not owner or self._model is None:
+            if self._owner is not owner.origin:
+                self.clear()
+            model = owner.load()
+            self.clear()
+            self._owner, self._model = owner, model
+        return self._model
+
+    def clear(self) -> None:
+        """Drops the backbone that is here, if any, and gives its memory back."""
+        if self._owner is not None and self._model is not None:
+            self._owner.remember(self._model)
+            self._owner = self._model = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class ReloadableBackbone(Backbone):
+    """A backbone that is in memory only while no other one of its slot computes.
+
+    It is loaded once at construction, for its facts and so that what cannot be loaded is refused early. As long as it
+    is alone in its slot it is never loaded again.
+
+    Args:
+        load: Loads the backbone; must give the same one every time.
+        slot: Where it is kept, shared with the others.
+        origin: Which backbone of the same slot `load` makes it from, if any.
+
+    Attributes:
+        load: As given.
+        origin: As given.
+    """
+
+    def __init__(
+        self, load: Callable[[], Backbone], slot: ModelSlot, origin: "ReloadableBackbone | None" = None
+    ) -> None:
+        super().__init__()
+        self.load, self.origin = load, origin
+        self._slot = slot
+        self._settings: dict[str, Any] | None = None
+        model = slot.take(self)
+        for name in Backbone.__annotations__:
+            setattr(self, name, getattr(model, name))
+        self._device = model.device
+        self._taps = [model.taps(block) for block in range(model.num_blocks)]
+        self._channels = [model.channels_at(block) for block in range(model.num_blocks)]
+        self._strides = [model.stride_at(block) for block in range(model.num_blocks)]
+        self.eval()
+
+    @property
+    def model(self) -> Backbone:
+        """The backbone itself, loaded if need be."""
+        return self._slot.take(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, loaded or not."""
+        return self._device
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """The taps that a block has."""
+        (index,) = check_blocks([block], self.num_blocks)
+        return self._taps[index]
+
+    def channels_at(self, block: int) -> int:
+        """Width of the stream of one block."""
+        return self._channels[block]
+
+    def stride_at(self, block: int) -> int:
+        """Pixels of the prepared image per token side at one block."""
+        return self._strides[block]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything about the backbone that changes a number; kept when the backbone is dropped."""
+        if self._settings is None:
+            self.remember(self.model)
+        assert self._settings is not None
+        return dict(self._settings)
+
+    def remember(self, model: Backbone) -> None:
+        """Keeps the settings of the loaded backbone, hash of the weights included."""
+        if self._settings is None:
+            self._settings = model.settings()
+
+    def untrained(self, seed: int = 0) -> Backbone:
+        """The untrained control, in the same slot; both are in memory only while it is made."""
+        return ReloadableBackbone(lambda: self.model.untrained(seed), self._slot, origin=self)
+
+    def forward(self, images: Tensor, **arguments: Any) -> Any:
+        """Runs the backbone; see `Backbone.forward`."""
+        return self.model(images, **arguments)

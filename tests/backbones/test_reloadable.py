@@ -1,0 +1,111 @@
+"""One backbone in memory at a time, and nothing that a caller could tell from the backbone itself."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.loading import load_backbone
+from ditf_probe.backbones.reloadable import ModelSlot, ReloadableBackbone
+from ditf_probe.errors import InputError
+
+RUN = {"blocks": [0, -1], "timestep": 200, "tap": "attention", "image_ids": ["a", "b"]}
+
+
+class Loads:
+    """Loads a folder, and remembers what it has loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.loaded: list[weakref.ref[Backbone]] = []
+
+    def __call__(self) -> Backbone:
+        backbone = load_backbone(self.folder, device="cpu")
+        self.loaded.append(weakref.ref(backbone))
+        return backbone
+
+    @property
+    def alive(self) -> int:
+        gc.collect()
+        return sum(reference() is not None for reference in self.loaded)
+
+
+@pytest.fixture
+def dit_loads(make_dit: Callable[..., nn.Module], tmp_path: Path) -> Loads:
+    make_dit().save_pretrained(tmp_path / "dit")
+    return Loads(tmp_path / "dit")
+
+
+@pytest.fixture
+def flux_loads(make_flux: Callable[..., nn.Module], tmp_path: Path) -> Loads:
+    make_flux().save_pretrained(tmp_path / "flux")
+    return Loads(tmp_path / "flux")
+
+
+def assert_equal_runs(first: Backbone, second: Backbone, images: torch.Tensor) -> None:
+    runs = [backbone(images, **RUN) for backbone in (first, second)]
+    assert list(runs[0]) == list(runs[1])
+    for block, tapped in runs[0].items():
+        for name in ("hidden_states", "shift", "scale", "gate"):
+            assert torch.equal(getattr(tapped, name), getattr(runs[1][block], name))
+
+
+def test_a_lone_backbone_is_loaded_once(dit_loads: Loads, images: torch.Tensor) -> None:
+    backbone = ReloadableBackbone(dit_loads, ModelSlot())
+    for _ in range(2):
+        assert_equal_runs(backbone, load_backbone(dit_loads.folder, device="cpu"), images)
+    assert backbone.settings() == backbone.model.settings()
+    assert len(dit_loads.loaded) == 1
+
+
+def test_backbones_take_turns(dit_loads: Loads, flux_loads: Loads, images: torch.Tensor) -> None:
+    slot = ModelSlot()
+    dit, flux = ReloadableBackbone(dit_loads, slot), ReloadableBackbone(flux_loads, slot)
+    assert (dit_loads.alive, flux_loads.alive) == (0, 1)
+    assert_equal_runs(dit, load_backbone(dit_loads.folder, device="cpu"), images)
+    assert (dit_loads.alive, flux_loads.alive) == (1, 0)
+    # Facts and settings outlive what they are about.
+    assert (flux.name, flux.device, flux.taps(-1)) == ("flux", torch.device("cpu"), ("attention",))
+    assert flux.settings() == load_backbone(flux_loads.folder, device="cpu").settings()
+    assert (len(dit_loads.loaded), len(flux_loads.loaded)) == (2, 1)
+    slot.clear()
+    assert (dit_loads.alive, flux_loads.alive) == (0, 0)
+
+
+def test_the_untrained_control_takes_its_turn(dit_loads: Loads, images: torch.Tensor) -> None:
+    slot = ModelSlot()
+    trained = ReloadableBackbone(dit_loads, slot)
+    control = trained.untrained(seed=3)
+    assert dit_loads.alive == 0
+    expected = load_backbone(dit_loads.folder, device="cpu").untrained(seed=3)
+    assert control.settings() == expected.settings()
+    assert_equal_runs(control, expected, images)
+    assert len(dit_loads.loaded) == 1  # made from what was there
+    slot.clear()
+    assert_equal_runs(control, expected, images)
+    assert len(dit_loads.loaded) == 2
+    assert dit_loads.alive == 0
+
+
+def test_what_cannot_be_loaded_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="backbone"):
+        ReloadableBackbone(partial(load_backbone, tmp_path), ModelSlot())
+
+
+def test_nothing_of_the_contract_is_left_to_its_defaults(dit_loads: Loads) -> None:
+    backbone = ReloadableBackbone(dit_loads, ModelSlot())
+    for name in Backbone.__annotations__:
+        assert getattr(backbone, name) == getattr(backbone.model, name)
+    inherited = {"from_model", "train"}  # makes another backbone; stays in eval mode
+    public = {name for name in vars(Backbone) if not name.startswith("_")} - set(Backbone.__annotations__)
+    assert public - inherited <= set(vars(ReloadableBackbone))
+    for block in range(backbone.num_blocks):
+        assert backbone.taps(block) == backbone.model.taps(block)
+    with pytest.raises(InputError, match="block"):
+        backbone.taps(backbone.num_blocks)

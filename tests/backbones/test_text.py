@@ -1,0 +1,238 @@
+"""Every entry against the source of its pipeline; real text encoders against calls of them by hand."""
+
+import ast
+import inspect
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from ditf_probe.backbones import text_sides
+from ditf_probe.backbones.text import encode_prompt, load_text_pipeline
+from ditf_probe.backbones.text_sides import TEXT_SIDES, TextSide, find_text_side
+from ditf_probe.conditions import PromptEmbeddings
+from ditf_probe.errors import InputError
+
+CPU = torch.device("cpu")
+ENTRIES = [(model, side) for model, sides in TEXT_SIDES.items() for side in sides]
+NAMES = [side.pipeline for _, side in ENTRIES]
+# Values that `encode_prompt` of the pipeline returns, for a part that has another name than "prompt_embeds".
+RETURNED = {"embeds": {"prompt_embeds", "prompt_embeds_t5", "text_hiddens"}, "pooled": {"pooled_prompt_embeds"}}
+RETURNED["mask"] = {"prompt_attention_mask", "prompt_embeds_mask"}
+
+
+def encode(folder: Path, prompt: str, **arguments: Any) -> PromptEmbeddings:
+    side = find_text_side(folder)
+    pipeline = load_text_pipeline(folder, side, CPU, torch.float32)
+    return encode_prompt(pipeline, side, prompt, side.all_arguments(arguments))
+
+
+@pytest.mark.parametrize(("model", "side"), ENTRIES, ids=NAMES)
+def test_parts_are_where_the_source_returns_them(model: str, side: TextSide) -> None:
+    source = textwrap.dedent(inspect.getsource(getattr(diffusers, side.pipeline).encode_prompt))
+    (returned,) = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
+    values = returned.elts if isinstance(returned, ast.Tuple) else [returned]
+    for part, index in side.parts.items():
+        assert ast.unparse(values[index]) in RETURNED[part]
+    assert hasattr(diffusers, model)
+
+
+@pytest.mark.parametrize("side", [side for _, side in ENTRIES], ids=NAMES)
+def test_arguments_are_those_of_the_pipeline_itself(side: TextSide) -> None:
+    """What `__call__` passes on keeps its default; the exceptions are meant."""
+    pipeline = getattr(diffusers, side.pipeline)
+    known, call = (inspect.signature(f).parameters for f in (pipeline.encode_prompt, pipeline.__call__))
+    arguments = side.all_arguments({})
+    needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
+    assert needed - {"self", "prompt", "device", "kwargs"} <= arguments.keys() <= known.keys()
+    for name, value in arguments.items():
+        if name in call and name != "clean_caption":
+            assert value == call[name].default, name
+    if "max_sequence_length" in known:
+        assert all("max_sequence_length" in {**arguments, **further} for further in side.calls)
+
+
+def test_flux_against_its_encoders_by_hand(text_folders: Any) -> None:
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+    found = encode(text_folders.flux, "a photo of a zebra")
+    clip, t5 = (
+        kind.from_pretrained(text_folders.flux / part)
+        for kind, part in ((CLIPTextModel, "text_encoder"), (T5EncoderModel, "text_encoder_2"))
+    )
+    first, second = (
+        kind.from_pretrained(text_folders.flux / part)
+        for kind, part in ((CLIPTokenizer, "tokenizer"), (T5Tokenizer, "tokenizer_2"))
+    )
+    # "▁a ▁photo ▁of ▁a ▁ z e b r a </s>", then padding, and no mask
+    ids = [3, 4, 5, 3, 10, 36, 15, 12, 28, 11, 1]
+    assert second("a photo of a zebra").input_ids == ids
+    with torch.no_grad():
+        tokens = t5(torch.tensor([ids + [0] * (512 - len(ids))])).last_hidden_state
+        letters = first("a photo of a zebra", padding="max_length", max_length=16, truncation=True)
+        pooled = clip(torch.tensor([letters.input_ids])).pooler_output
+    torch.testing.assert_close(found.embeds, tokens)
+    torch.testing.assert_close(found.pooled, pooled)
+    assert found.mask is None
+
+
+def test_sd3_against_its_encoders_by_hand(text_folders: Any) -> None:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
+
+    found = encode(text_folders.sd3, "a cat", max_sequence_length=8)
+    ids = torch.tensor([CLIPTokenizer.from_pretrained(text_folders.sd3 / "tokenizer")("a cat").input_ids])
+    ids = torch.nn.functional.pad(ids, (0, 16 - ids.shape[1]), value=53)
+    hidden, pooled = [], []
+    with torch.no_grad():
+        for part in ("text_encoder", "text_encoder_2"):
+            output = CLIPTextModelWithProjection.from_pretrained(text_folders.sd3 / part)(
+                ids, output_hidden_states=True
+            )
+            hidden.append(output.hidden_states[-2])
+            pooled.append(output.text_embeds)
+        t5 = T5EncoderModel.from_pretrained(text_folders.sd3 / "text_encoder_3")
+        tokens = t5(torch.tensor([[3, 6, 1, 0, 0, 0, 0, 0]])).last_hidden_state
+    padded = torch.cat([*hidden, torch.zeros(1, 16, 4)], dim=-1)  # 8 + 12 channels, up to the 24 of T5
+    torch.testing.assert_close(found.embeds, torch.cat([padded, tokens], dim=1))
+    torch.testing.assert_close(found.pooled, torch.cat(pooled, dim=-1))
+
+
+def t5_by_hand(folder: Path, ids: list[int], length: int, masked: bool = True) -> Tensor:
+    from transformers import T5EncoderModel
+
+    padded = torch.tensor([ids + [0] * (length - len(ids))])
+    with torch.no_grad():
+        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder")
+        found: Tensor = encoder(padded, attention_mask=(padded > 0).long() if masked else None).last_hidden_state
+    return found
+
+
+CAT = [3, 4, 5, 3, 6, 1]  # "a photo of a cat"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "model", "length", "kept"),
+    [
+        ("PixArtAlphaPipeline", "PixArtTransformer2DModel", 120, 6),
+        ("PixArtSigmaPipeline", "PixArtTransformer2DModel", 300, 6),
+        ("ChromaPipeline", "ChromaTransformer2DModel", 512, 7),  # the model keeps one token of padding
+    ],
+)
+def test_masked_t5(text_folders: Any, pipeline: str, model: str, length: int, kept: int) -> None:
+    folder = text_folders.with_t5(pipeline, model)
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, CAT, length))
+    assert found.mask is not None
+    assert found.mask.dtype == torch.bool
+    assert found.mask[0].tolist() == [True] * kept + [False] * (length - kept)
+    assert found.pooled is None
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "model", "length"),
+    [("AuraFlowPipeline", "AuraFlowTransformer2DModel", 256), ("WanPipeline", "WanTransformer3DModel", 512)],
+)
+def test_t5_with_zeroed_padding(text_folders: Any, pipeline: str, model: str, length: int) -> None:
+    folder = text_folders.with_t5(pipeline, model)
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds[:, :6], t5_by_hand(folder, CAT, length)[:, :6])
+    assert not found.embeds[:, 6:].any()
+    assert (found.mask, found.embeds.shape) == (None, (1, length, 20))
+
+
+def test_two_encoders(text_folders: Any) -> None:
+    folder = text_folders.with_t5("HunyuanDiTPipeline", "HunyuanDiT2DModel", encoders=2)  # T5 in the place of BERT
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, CAT, 77))
+    assert found.mask is not None
+    assert found.mask[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.second is not None
+    torch.testing.assert_close(found.second[:, :6], t5_by_hand(folder, CAT, 256)[:, :6])
+    assert not found.second[:, 6:].any()
+    with pytest.raises(InputError, match="no argument"):
+        encode(folder, "a cat", max_sequence_length=5)
+
+    folder = text_folders.with_t5("HunyuanImagePipeline", "HunyuanImageTransformer2DModel", encoders=2)
+    plain, quoted = (encode(folder, prompt) for prompt in ("a cat", 'a cat "red"'))
+    assert plain.second is not None
+    assert not plain.second.any()  # nothing is to be drawn
+    assert quoted.second is not None
+    assert quoted.second.shape == (1, 128, 20)
+    assert 1 < int(quoted.second.any(-1).sum()) < 128
+    assert plain.embeds.shape == (1, 1000, 20)
+
+
+def test_layers_of_a_language_model_side_by_side() -> None:
+    (side,) = TEXT_SIDES["HiDreamImageTransformer2DModel"]
+    layers = torch.randn(3, 1, 4, 5)  # (layers, B, L, D)
+    assert side.second is not None
+    found = side.second([None, None, layers])
+    assert torch.equal(found.unflatten(-1, (3, 5)).permute(2, 0, 1, 3), layers)
+
+
+# Pipelines that take any encoder with hidden states run with T5 in its place: tokens, masked tokens, options.
+STAND_INS = {
+    "CogView3PlusPipeline": (224, None, {}),
+    "CogView4Pipeline": (16, None, {}),
+    "ErnieImagePipeline": (6, 6, {}),
+    "Flux2KleinPipeline": (512, None, {"text_encoder_out_layers": (0, 1, 2)}),
+    "Lumina2Pipeline": (256, 256, {"system_prompt": "a " * 300}),
+    "LuminaPipeline": (8, 6, {}),
+    "PRXPipeline": (64, 6, {}),
+    "QwenImagePipeline": (34, 34, {"max_sequence_length": 34}),
+    "SanaPipeline": (300, 6, {"complex_human_instruction": None}),
+    "ZImagePipeline": (6, 6, {}),
+}
+
+
+@pytest.mark.parametrize("pipeline", STAND_INS)
+def test_other_pipelines_run(text_folders: Any, pipeline: str) -> None:
+    ((model, side),) = ((model, side) for model, side in ENTRIES if side.pipeline == pipeline)
+    for package in side.needs:
+        pytest.importorskip(package)
+    length, kept, options = STAND_INS[pipeline]
+    found = encode(text_folders.with_t5(pipeline, model), "a photo of a cat", **options)
+    width = 60 if pipeline == "Flux2KleinPipeline" else 20  # three layers side by side
+    assert found.embeds.shape == (1, length, width)
+    assert (None if found.mask is None else int(found.mask.sum())) == kept
+
+
+def test_unknown_pipelines_are_refused(tmp_path: Path) -> None:
+    for index, word in (
+        ({"_class_name": "PixArtOmegaPipeline", "transformer": ["diffusers", "PixArtTransformer2DModel"]}, "Sigma"),
+        ({"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}, "FluxTransformer2D"),
+        ([], "JSON"),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=word):
+            find_text_side(tmp_path)
+    with pytest.raises(InputError, match="pipeline folder"):
+        find_text_side(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"`max_length` is 3: is no argument of FluxPipeline.encode_prompt"):
+        TEXT_SIDES["FluxTransformer2DModel"][0].all_arguments({"max_length": 3})
+
+
+def test_damaged_encoders_are_one_line(text_folders: Any, tmp_path: Path) -> None:
+    index = (text_folders.flux / "model_index.json").read_text()
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_text_pipeline(tmp_path, find_text_side(tmp_path), CPU, torch.float32)
+
+
+def test_without_transformers_it_says_what_to_install(text_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_sides.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'ditf_probe\[text\]'"):
+        encode(text_folders.flux, "a cat")
+
+
+def test_a_missing_package_of_one_pipeline(text_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = text_folders.with_t5("PRXPipeline", "PRXTransformer2DModel")
+    find = text_sides.importlib.util.find_spec
+    monkeypatch.setattr(text_sides.importlib.util, "find_spec", lambda name: None if name == "ftfy" else find(name))
+    with pytest.raises(InputError, match="pip install ftfy"):
+        encode(folder, "a cat")
