@@ -31,10 +31,11 @@ def call_hidream(inputs: ModelInputs) -> dict[str, Any]:
         remedy = f"an image that is not square needs no more tokens than {height} x {width} latents have"
         raise InputError("images", f"{inputs.size[0]} x {inputs.size[1]}", remedy)
     assert prompt.second is not None
+    layers = prompt.second.reshape(*prompt.second.shape[:2], language_layers(config), -1)
     return {
         "hidden_states": inputs.latents,
         "encoder_hidden_states_t5": every_token(prompt),
-        "encoder_hidden_states_llama3": prompt.second.unflatten(-1, (language_layers(config), -1)).permute(2, 0, 1, 3),
+        "encoder_hidden_states_llama3": layers.permute(2, 0, 1, 3),
         "pooled_embeds": prompt.pooled,
         "timesteps": inputs.time,
     }
@@ -89,7 +90,7 @@ def check_grid(inputs: ModelInputs, limit: int) -> None:
 
 def language_layers(config: Any) -> int:
     """Layers of the language model that HiDream chooses from, counted from the first."""
-    return 1 + max(config.llama_layers)
+    return 1 + int(max(config.llama_layers))
 
 
 def hidream_prompt(config: Any) -> PromptShape:
