@@ -61,7 +61,9 @@ def noise_schedule(config: Mapping[str, Any]) -> Any:
     Args:
         config: Of a scheduler with betas; empty for DiT (linear betas from 0.0001 to 0.02 over 1000 steps).
     """
-    kind = CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler  # the only one that shifts the SNR
+    kind: Any = (
+        CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler
+    )  # the only one that shifts the SNR
     return kind.from_config(dict(config))
 
 

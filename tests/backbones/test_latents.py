@@ -7,7 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from ditf_probe.backbones.base import Backbone
-from ditf_probe.backbones.latents import LatentSpace, ddpm_noising, flow_noising, image_hash, noise
+from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.backbones.latents import LatentSpace, ddpm_noising, flow_noising, image_hash, noise, noise_schedule
 from ditf_probe.errors import InputError
 
 
@@ -52,6 +53,26 @@ def test_ddpm_noising_against_the_formula() -> None:
     kept = torch.prod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[:142])
     expected = kept.sqrt() * clean + (1 - kept).sqrt() * eps
     torch.testing.assert_close(ddpm_noising(clean, eps, 141, DDPMScheduler()), expected.float())
+
+
+def test_the_schedule_of_an_empty_config_is_that_of_dit() -> None:
+    torch.testing.assert_close(noise_schedule({}).alphas_cumprod, DDPMScheduler().alphas_cumprod)
+
+
+def test_schedule_with_a_shifted_signal_to_noise_ratio() -> None:
+    """CogView3-Plus: betas from 0.00085 to 0.012, linear in their roots; SNR over 4; no signal in the last step."""
+    scheduler = noise_schedule(FAMILIES["CogView3PlusTransformer2DModel"].schedule)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    ratio = kept / (1 - kept) / 4
+    root = (ratio / (1 + ratio)).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    clean, eps = torch.rand(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    for timestep in (0, 260, 999):
+        expected = root[timestep] * clean + (1 - root[timestep] ** 2).sqrt() * eps
+        torch.testing.assert_close(
+            ddpm_noising(clean, eps, timestep, scheduler), expected.float(), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_pixel_space_is_the_image_from_minus_one_to_one() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import errors
 from torch import nn
 
 from ditf_probe.backbones import hub
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.latents import noise
-from ditf_probe.backbones.loading import PACKAGED, from_denoiser, load_backbone
+from ditf_probe.backbones.loading import PACKAGED, from_denoiser, load_backbone, load_scheduler
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.errors import InputError
@@ -121,6 +121,12 @@ def test_a_flow_scheduler_in_the_folder_is_no_noise_schedule(tmp_path: Path, flu
     flux.save_pretrained(tmp_path / "transformer")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "scheduler")
     assert load_backbone(tmp_path, device="cpu").settings()["scheduler"] is None
+
+
+def test_a_scheduler_that_shifts_the_signal_to_noise_ratio_is_kept(tmp_path: Path) -> None:
+    saved = CogVideoXDDIMScheduler(snr_shift_scale=4.0, rescale_betas_zero_snr=True)
+    saved.save_pretrained(tmp_path / "scheduler")
+    assert torch.equal(load_scheduler(tmp_path).alphas_cumprod, saved.alphas_cumprod)
 
 
 def refused(name: object, **options: object) -> str:

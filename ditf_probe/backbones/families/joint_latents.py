@@ -1,6 +1,7 @@
 """Joint text and image attention in transformers that take whole latents and cut the patches themselves."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -30,12 +31,11 @@ def call_hidream(inputs: ModelInputs) -> dict[str, Any]:
         remedy = f"an image that is not square needs no more tokens than {height} x {width} latents have"
         raise InputError("images", f"{inputs.size[0]} x {inputs.size[1]}", remedy)
     assert prompt.second is not None
+    layers = prompt.second.reshape(*prompt.second.shape[:2], language_layers(config), -1)
     return {
         "hidden_states": inputs.latents,
         "encoder_hidden_states_t5": every_token(prompt),
-        "encoder_hidden_states_llama3": prompt.second.reshape(
-            *prompt.second.shape[:2], language_layers(config), -1
-        ).permute(2, 0, 1, 3),
+        "encoder_hidden_states_llama3": layers.permute(2, 0, 1, 3),
         "pooled_embeds": prompt.pooled,
         "timesteps": inputs.time,
     }
@@ -125,12 +125,8 @@ JOINT_LATENTS: dict[str, Family] = {
     "AuraFlowTransformer2DModel": Family(
         groups=(
             adaln_zero_blocks("norm2", container="joint_transformer_blocks"),
-            BlockGroup(
-                "single_transformer_blocks",
-                Modulation("norm1.linear"),
-                attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=1, gate=2, into="attn"),
-                mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
-                order="text_first",  # eight registers, text, image
+            replace(  # eight registers, text, image
+                adaln_zero_blocks("norm2", container="single_transformer_blocks"), order="text_first"
             ),
         ),
         call=call_auraflow,

@@ -50,7 +50,7 @@ def call_bria_fibo(inputs: ModelInputs) -> dict[str, Any]:
         raise InputError("conditions.second", tuple(prompt.second.shape), "give as many tokens as in embeds")
     mask = None if prompt.mask is None else with_image(prompt.mask, inputs)[:, None, None]
     return positioned_tokens(inputs, prompt.embeds) | {
-        "text_encoder_layers": list(torch.split(prompt.second, config.text_encoder_dim, dim=-1)),
+        "text_encoder_layers": list(prompt.second.chunk(config.num_layers + config.num_single_layers, dim=-1)),
         "joint_attention_kwargs": {} if mask is None else {"attention_mask": mask},
     }
 
