@@ -64,7 +64,7 @@ class Checkpoint:
 
         Args:
             names: Which.
-            device: Where to put them. On the CPU they may stay mapped to the file.
+            device: Where to put them. On the CPU they may stay mapped to the file, aligned as they are there.
 
         Yields:
             Name and tensor, file by file.

@@ -102,7 +102,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
         if tensor.is_floating_point():
             tensor = tensor.to(weight_dtype(name, precise, dtype))
         if tensor.device.type == "cpu":
-            # A mapped tensor lies in memory as in the file, and matrix products round by how their input is aligned.
+            # A mapped tensor lies in memory as it does in the file, and matrix products round by its alignment.
             tensor = tensor.clone()
         values[name] = tensor
     model.load_state_dict(values, assign=True)
