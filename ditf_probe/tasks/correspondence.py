@@ -191,7 +191,9 @@ class CorrespondenceTask(L.LightningModule):
     def _datasets(self) -> list[PairDataset]:
         """The data sets whose images this run computes."""
         pairs, features = self.pairs, self.features
-        found = list(pairs.test.values()) if self.trainer.testing else [pairs.train, pairs.val]
+        found: list[PairDataset | None] = [pairs.train, pairs.val]
+        if self.trainer.testing:
+            found = list(pairs.test.values())
         calibrated = features.discard != "none" or features.position_debias != "none"
         if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
             found.append(pairs.calibration)
