@@ -205,11 +205,12 @@ class CorrespondenceTask(L.LightningModule):
 
     def _datasets(self) -> list[PairDataset]:
         """The data sets whose images this run computes."""
-        pairs, features = self.pairs, self.features
-        found: list[PairDataset | None] = (
-            list(pairs.test.values()) if self.trainer.testing else [pairs.train, pairs.val]
-        )
-        calibrated = features.discard != "none" or features.position_debias != "none"
+        pairs = self.pairs
+        found: list[PairDataset | None] = [pairs.train, pairs.val]
+        if self.trainer.testing:
+            found = list(pairs.test.values())
+        settings = (self.features, *self.others.values())
+        calibrated = any(x.discard != "none" or x.position_debias == "mean" for x in settings)
         if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
             found.append(pairs.calibration)
         return [dataset for dataset in found if dataset is not None]
