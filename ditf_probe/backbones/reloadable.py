@@ -71,6 +71,7 @@ class ReloadableBackbone(Backbone):
             setattr(self, name, getattr(model, name))
         self._device = model.device
         self._taps = [model.taps(block) for block in range(model.num_blocks)]
+        self.eval()
 
     @property
     def model(self) -> Backbone:

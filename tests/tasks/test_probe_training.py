@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from ditf_probe.backbones.reloadable import ReloadableBackbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.pairs import Pair
 from ditf_probe.data.synthetic import SyntheticPairs
@@ -111,8 +112,12 @@ def test_backbone_is_frozen_and_in_no_checkpoint_and_every_probe_weight_learns(
             for name, parameter in task.named_parameters():
                 assert parameter.grad is not None, name
                 grown[name] = max(grown.get(name, 0.0), float(parameter.grad.abs().max()))
-            assert not task.backbone.training
-            assert all(p.grad is None and not p.requires_grad for p in task.backbone.parameters())
+            backbone = task.backbone
+            assert isinstance(backbone, ReloadableBackbone)
+            assert not (backbone.training or backbone.model.training)
+            weights = list(backbone.model.parameters())
+            assert weights
+            assert all(p.grad is None and not p.requires_grad for p in weights)
             owned = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
             assert owned == {id(p) for p in task.parameters()}
 
