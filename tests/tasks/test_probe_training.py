@@ -114,7 +114,8 @@ def test_backbone_is_frozen_and_in_no_checkpoint_and_every_probe_weight_learns(
                 grown[name] = max(grown.get(name, 0.0), float(parameter.grad.abs().max()))
             backbone = task.backbone
             assert isinstance(backbone, ReloadableBackbone)
-            assert not (backbone.training or backbone.model.training)
+            assert not backbone.training
+            assert not backbone.model.training
             weights = list(backbone.model.parameters())
             assert weights
             assert all(p.grad is None and not p.requires_grad for p in weights)
