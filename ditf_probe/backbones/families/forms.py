@@ -81,8 +81,7 @@ def table_plus(time: str) -> Callable[[Call], Tensor]:
     """
 
     def read(call: Call) -> Tensor:
-        block: Any = call.module
-        table: Tensor = block.scale_shift_table
+        table = call.module.get_parameter("scale_shift_table")
         embedding: Tensor = call.argument(time)
         return table.reshape(1, -1, table.shape[-1]) + embedding.reshape(len(embedding), -1, table.shape[-1])
 

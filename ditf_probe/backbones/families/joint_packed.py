@@ -29,11 +29,8 @@ def call_flux2(inputs: ModelInputs) -> dict[str, Any]:
 
 
 def call_chroma(inputs: ModelInputs) -> dict[str, Any]:
-    """As FLUX without a pooled prompt and guidance; padding is masked, all but its first token."""
-    mask = inputs.prompt.mask
-    if mask is not None:
-        before = F.pad(mask[:, :-1], (1, 0), value=True)
-        mask = with_image(mask | before, inputs)
+    """As FLUX without a pooled prompt and guidance; padding is masked, all but the first token that prompts keep."""
+    mask = None if inputs.prompt.mask is None else with_image(inputs.prompt.mask, inputs)
     return positioned_tokens(inputs, inputs.prompt.embeds) | {"attention_mask": mask}
 
 

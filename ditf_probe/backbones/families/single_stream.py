@@ -22,11 +22,11 @@ from ditf_probe.conditions import PromptShape
 
 def call_krea2(inputs: ModelInputs) -> dict[str, Any]:
     """Packed tokens, time, stacked text tokens, and the positions of text and image."""
-    prompt = inputs.prompt
+    prompt, layers = inputs.prompt, inputs.config.num_text_layers
     ids = position_ids(inputs.grid, inputs.latents.device)
     return {
         "hidden_states": pack_patches(inputs.latents, inputs.patch),
-        "encoder_hidden_states": prompt.embeds.reshape(*prompt.embeds.shape[:2], inputs.config.num_text_layers, -1),
+        "encoder_hidden_states": prompt.embeds.reshape(*prompt.embeds.shape[:2], layers, -1),
         "encoder_attention_mask": prompt.mask,
         "timestep": inputs.time,
         "position_ids": torch.cat([ids.new_zeros(prompt.embeds.shape[1], 3), ids]),
