@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     select.add_argument("--write", type=Path, help="preset file whose block, timestep and tap are replaced")
     select.set_defaults(run=_select)
+    families = verbs.add_parser("families", help="every transformer class that can be a backbone, as a table")
+    families.add_argument("--write", type=Path, help="Markdown file whose table is replaced, docs/backbones.md")
+    families.set_defaults(run=_families)
     info = verbs.add_parser(
         "info", help="blocks, taps, parameters and bytes of a backbone, without loading its weights"
     )
@@ -113,6 +116,15 @@ def _select(options: argparse.Namespace) -> None:
     )
     if options.write is not None:
         write_preset(options.write, best)
+
+
+def _families(options: argparse.Namespace) -> None:
+    from ditf_probe.backbones.families_table import families_table, write_table
+
+    if options.write is None:
+        print(families_table())
+    else:
+        write_table(options.write)
 
 
 def _info(options: argparse.Namespace) -> None:
