@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.backbones.spec import Architecture, tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.data.images import ImagePoolsModule
@@ -241,12 +242,13 @@ class PretrainTask(LightningModule):
 
     def facts(self) -> dict[str, Any]:
         """What the weights file tells about the training so far; no validation loss before the first validation."""
-        loss = self.trainer.callback_metrics.get("val/loss")
+        loss, start = self.trainer.callback_metrics.get("val/loss"), self.settings["init_from"]
         return {
             "date": date.today().isoformat(),
             "images_seen": int(self.images_seen),
             "steps": self.global_step,
             "validation_loss": None if loss is None or not loss.isfinite() else float(loss),
             "validation_step": None if loss is None else self.validated_step,
-            "hparams": {k: v for k, v in self.settings.items() if k != "run_dir"},
+            "init_from_sha256": None if start is None else file_sha256(Path(start)),
+            "hparams": {k: v for k, v in self.settings.items() if k not in ("run_dir", "init_from")},
         }
