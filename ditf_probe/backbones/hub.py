@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from ditf_probe.errors import InputError
 
@@ -96,7 +97,7 @@ def explaining(repository: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (InputError, SafetensorError, RuntimeError):  # what came of it does not fit: not the hub's fault
         raise
     except Exception as error:  # of huggingface_hub, of what it talks through, and of the disk
         raise InputError("backbone", repository, _remedy(repository, error)) from error

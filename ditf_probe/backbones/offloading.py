@@ -11,6 +11,7 @@ from ditf_probe.errors import InputError, check_choice
 
 Offload = Literal["none", "model", "group"]
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_WHOLE = ("HunyuanDiTAttentionPool",)  # reads the weights of its layers without calling them
 
 
 def check_offload(offload: str, quantization: str | None) -> None:
@@ -45,7 +46,11 @@ def apply_offload(transformer: nn.Module, offload: Offload, device: torch.device
     elif offload == "model":
         from accelerate import cpu_offload  # an extra
 
-        for module in list(transformer.modules()):
+        whole = [module for module in transformer.modules() if type(module).__name__ in _WHOLE]
+        inside = {part for module in whole for part in module.modules()}
+        for module in whole:
+            cpu_offload(module, execution_device=device, preload_module_classes=[type(module).__name__])
+        for module in [module for module in transformer.modules() if module not in inside]:
             if isinstance(module, _MATRICES):
                 cpu_offload(module, execution_device=device)
             else:

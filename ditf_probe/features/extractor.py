@@ -225,8 +225,9 @@ class FeatureExtractor:
         Returns:
             What was found, also kept in `calibration`.
         """
-        batches = [images] if isinstance(images, Tensor) else images
-        return self.calibrate_tapped(self._tapped_batches(batches, image_ids))
+        return self.calibrate_tapped(
+            self._tapped_batches([images] if isinstance(images, Tensor) else images, image_ids)
+        )
 
     def calibrate_tapped(self, batches: Iterable[dict[int, TappedBlock]]) -> Calibration:
         """Calibrates on blocks that are tapped already, for example from a bank."""

@@ -62,7 +62,6 @@ def fibo_case() -> Case:
 
 PLAIN = {"prompt_embeds": TEXT}
 UNGUIDED = PLAIN | {"guidance_scale": 1.0}
-ONE_MORE = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]])  # Chroma attends to the first padding token
 CASES = {
     "FluxTransformer2DModel": Case(
         "FluxPipeline",
@@ -77,7 +76,7 @@ CASES = {
     ),
     "Flux2Transformer2DModel": Case("Flux2Pipeline", PLAIN | {"guidance_scale": 3.5}),
     "ChromaTransformer2DModel": Case(
-        "ChromaPipeline", UNGUIDED | {"prompt_attention_mask": ONE_MORE}, PromptEmbeddings(TEXT, mask=MASK)
+        "ChromaPipeline", UNGUIDED | {"prompt_attention_mask": MASK.float()}, PromptEmbeddings(TEXT, mask=MASK)
     ),
     "BriaTransformer2DModel": Case("BriaPipeline", UNGUIDED),
     "BriaFiboTransformer2DModel": fibo_case(),

@@ -163,7 +163,7 @@ def test_a_quantised_backbone(flux: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "quantization" not in plain.settings()
     images = torch.rand(1, 3, 2 * plain.stride, 2 * plain.stride, generator=torch.Generator().manual_seed(1))
     runs = [b(images, blocks=[1], tap="mlp", timestep=260, image_ids=["a"])[1] for b in (plain, backbone)]
-    assert torch.equal(runs[0].hidden_states, runs[1].hidden_states)
+    torch.testing.assert_close(runs[0].hidden_states, runs[1].hidden_states)
     with pytest.raises(InputError, match="loaded up to block 1"):
         backbone(images, blocks=[2], tap="attention", timestep=260)
 

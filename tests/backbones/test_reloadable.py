@@ -71,7 +71,11 @@ def test_backbones_take_turns(dit_loads: Loads, flux_loads: Loads, images: torch
     assert_equal_runs(dit, load_backbone(dit_loads.folder, device="cpu"), images)
     assert (dit_loads.alive, flux_loads.alive) == (1, 0)
     # Facts and settings outlive what they are about.
-    assert (flux.name, flux.device, flux.taps(-1)) == ("flux", torch.device("cpu"), ("attention",))
+    assert (flux.name, flux.device, flux.taps(-1)) == (
+        "flux",
+        torch.device("cpu"),
+        ("attention", "query", "key", "value"),
+    )
     assert flux.settings() == load_backbone(flux_loads.folder, device="cpu").settings()
     assert (len(dit_loads.loaded), len(flux_loads.loaded)) == (2, 1)
     slot.clear()
@@ -102,7 +106,8 @@ def test_nothing_of_the_contract_is_left_to_its_defaults(dit_loads: Loads) -> No
     backbone = ReloadableBackbone(dit_loads, ModelSlot())
     for name in Backbone.__annotations__:
         assert getattr(backbone, name) == getattr(backbone.model, name)
-    inherited = {"from_model", "train"}  # makes another backbone; stays in eval mode
+    # Makes another backbone; stays in eval mode; made of channels_at and stride_at.
+    inherited = {"from_model", "train", "common_channels", "common_stride"}
     public = {name for name in vars(Backbone) if not name.startswith("_")} - set(Backbone.__annotations__)
     assert public - inherited <= set(vars(ReloadableBackbone))
     for block in range(backbone.num_blocks):

@@ -315,7 +315,7 @@ def test_a_hub_repository(pipeline: Path, pictures: Tensor, monkeypatch: pytest.
     backbone = load_backbone("someone/sd", device="cpu")
     assert backbone.name == "sd"
     assert backbone(pictures, blocks=[1], timestep=261)[1].grid == (6, 10)
-    assert {"unet/*.json", "unet/diffusion_pytorch_model*.safetensors"} <= set(asked)
+    assert {"unet/*config.json", "unet/diffusion_pytorch_model*.safetensors"} <= set(asked)
     (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
         load_backbone("someone/sd", device="cpu")

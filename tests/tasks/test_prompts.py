@@ -195,7 +195,7 @@ def test_what_is_missing_is_said_before_the_backbone_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ditf_probe.tasks.correspondence.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("ditf_probe.tasks.models.load_backbone", lambda *_, **__: pytest.fail("loaded"))
     file = tmp_path / "captions.json"
     file.write_text('{"0": "a photo"}')
     for change, words in (
