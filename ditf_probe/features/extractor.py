@@ -218,16 +218,14 @@ class FeatureExtractor:
         """Finds massive channels and the mean feature of each position.
 
         Args:
-            images: Training images `(B, 3, H, W)` in [0, 1], or batches of them, as in `__call__`. Their streams
-                are held in CPU memory meanwhile.
+            images: Training images as in `__call__`, or batches of them. Their streams are held in CPU memory meanwhile.
             image_ids: Seeds of the noise, over all batches in order; None hashes the pixels.
 
         Returns:
             What was found, also kept in `calibration`.
         """
-        return self.calibrate_tapped(
-            self._tapped_batches([images] if isinstance(images, Tensor) else images, image_ids)
-        )
+        batches = [images] if isinstance(images, Tensor) else images
+        return self.calibrate_tapped(self._tapped_batches(batches, image_ids))
 
     def calibrate_tapped(self, batches: Iterable[dict[int, TappedBlock]]) -> Calibration:
         """Calibrates on blocks that are tapped already, for example from a bank."""
