@@ -218,7 +218,7 @@ class FeatureExtractor:
         """Finds massive channels and the mean feature of each position.
 
         Args:
-            images: Training images as in `__call__`, or batches of them. Their streams are held in CPU memory meanwhile.
+            images: Training images as in `__call__`, or batches of them. Their streams stay in CPU memory meanwhile.
             image_ids: Seeds of the noise, over all batches in order; None hashes the pixels.
 
         Returns:
