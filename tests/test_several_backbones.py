@@ -22,9 +22,12 @@ from ditf_probe.tasks.records import RowResult
 TINY = {"backbone": "ditf-tiny", "blocks": [3], "timestep": 100, "image_size": 64}
 DIT = {"blocks": [1], "timestep": 50, "image_size": [32, 48], "discard": "post_adaln", "massive_ratio": 2.0}
 FLUX = {"blocks": [-1], "timestep": 260, "tap": "attention", "image_size": 48, "resize": "pad", "ensemble": 2}
+DINO = {"backbone": "timm/test_vit", "options": {"pretrained": False, "norm": True}, "blocks": [-1], "timestep": 0}
+DINO |= {"modulation": "none", "image_size": 64}
 DATA = {"split": "test", "num_pairs": 6, "image_size": 80}
 FUSIONS = {
     "tiny+flux": {"parts": ["adaln", "flux"], "joint_pca": [24, None]},
+    "tiny+dino": {"parts": ["adaln", "dino"]},
     "all": {"parts": ["dit", "flux", "raw"], "weights": [1, 0.5, 2], "grid": "coarsest"},
 }
 
@@ -74,7 +77,7 @@ def compare(run_dir: Path, *words: str, features: Any = TINY, **options: Any) ->
 @pytest.fixture(scope="module")
 def together(presets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, RowResult]]:
     run_dir = tmp_path_factory.mktemp("runs") / "together"
-    given = {"others": {"dit": yaml.safe_load(presets["dit"].read_text())}, "fusions": FUSIONS}
+    given = {"others": {"dit": yaml.safe_load(presets["dit"].read_text()), "dino": DINO}, "fusions": FUSIONS}
     rows = ["raw", "adaln", "same_position", "rgb"]
     return run_dir, compare(run_dir, "--backbone", str(presets["flux"]), rows=rows, **given)
 
@@ -90,13 +93,17 @@ def test_each_row_is_that_of_its_backbone_alone(
     together: tuple[Path, dict[str, RowResult]], presets: dict[str, Path], tmp_path: Path
 ) -> None:
     _, rows = together
-    assert list(rows) == ["raw", "adaln", "dit", "flux", "tiny+flux", "all", "same_position", "rgb"]
+    assert list(rows) == [
+        "raw", "adaln", "dit", "dino", "flux", "tiny+flux", "tiny+dino", "all", "same_position", "rgb",
+    ]  # fmt: skip
     alone = compare(tmp_path / "tiny", rows=["raw", "adaln", "rgb"])
     for name in ("raw", "adaln", "rgb"):
         assert_same_predictions(rows[name], alone[name])
     alone = compare(tmp_path / "dit", features=str(presets["dit"]), rows=["adaln", "adaln+discard_post"])
     assert_same_predictions(rows["dit"], alone["adaln+discard_post"])
     assert rows["dit"].predictions.x.tolist() != alone["adaln"].predictions.x.tolist()
+    alone = compare(tmp_path / "dino", features=DINO, rows=["raw"])
+    assert_same_predictions(rows["dino"], alone["raw"])
     alone = compare(tmp_path / "flux", features=str(presets["flux"]), rows=["adaln"])
     assert_same_predictions(rows["flux"], alone["adaln"])
 
@@ -107,7 +114,7 @@ def test_the_files_say_what_the_rows_are(together: tuple[Path, dict[str, RowResu
     schema = json.loads((Path(ditf_probe.__file__).parent / "comparison.schema.json").read_text())
     jsonschema.validate(comparison, schema)
     rows = {row["name"]: row for row in comparison["datasets"]["synthetic"]["rows"]}
-    for name in ("dit", "flux", *FUSIONS):
+    for name in ("dit", "dino", "flux", *FUSIONS):
         assert (rows[name]["kind"], rows[name]["parameters"], rows[name]["delta"]["reference"]) == (
             "zero-shot", 0, "adaln",
         )  # fmt: skip

@@ -13,6 +13,8 @@ from ditf_probe.backbones.draws import Draws, NoisyBatch, only_timestep, run_dra
 from ditf_probe.backbones.families import output
 from ditf_probe.backbones.fingerprint import known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, image_hash, noise_schedule
+from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import HookPoint, recording
 from ditf_probe.conditions import PromptEmbeddings, PromptShape, prompt_embeddings
 from ditf_probe.errors import InputError
@@ -35,6 +37,7 @@ class DIFTBackbone(Backbone):
         name: Short name for tables; the class name by default.
         scheduler: diffusers scheduler whose `add_noise` noises; by default the one of Stable Diffusion (scaled linear
             betas from 0.00085 to 0.012 over 1000 steps).
+        prompts: Text side, so that conditions can be strings.
         posterior: "mode" or "sample" of the autoencoder.
         max_batch: Rows (image x timestep x draw) per pass of the UNet.
         weights_sha256: Hash of the weights if known, or how to compute it; otherwise of the tensors in memory.
@@ -50,6 +53,7 @@ class DIFTBackbone(Backbone):
         *,
         name: str | None = None,
         scheduler: Any = None,
+        prompts: PromptEncoder | None = None,
         posterior: Posterior = "mode",
         max_batch: int = 16,
         weights_sha256: str | Callable[[], str] | None = None,
@@ -61,6 +65,7 @@ class DIFTBackbone(Backbone):
         self.prompt = _prompt_shape(unet, self.latents)
         if max_batch < 1:
             raise InputError("max_batch", max_batch, "use at least 1")
+        self.prompts = prompts
         self.scheduler = scheduler or noise_schedule(_SCHEDULE)
         self.max_batch = max_batch
         self.name = name or type(unet).__name__
@@ -85,6 +90,7 @@ class DIFTBackbone(Backbone):
         check_blocks([block], self.num_blocks)
         return ("attention", "mlp")
 
+    @reads_text
     @torch.no_grad()
     def forward(
         self,
@@ -145,6 +151,7 @@ class DIFTBackbone(Backbone):
             self.latents.vae,
             name=f"{self.name} untrained",
             scheduler=self.scheduler,
+            prompts=self.prompts,
             posterior=self.latents.posterior,
             max_batch=self.max_batch,
         )

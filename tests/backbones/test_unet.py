@@ -319,3 +319,15 @@ def test_a_hub_repository(pipeline: Path, pictures: Tensor, monkeypatch: pytest.
     (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
         load_backbone("someone/sd", device="cpu")
+
+
+def test_strings_are_conditions_where_there_is_a_text_side(unet: nn.Module, vae: nn.Module, pictures: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    known = {text: torch.randn(1, 4, 12, generator=generator) for text in ("a cat", "a dog")}
+    texts = DIFTBackbone(unet, vae, prompts=lambda asked: [PromptEmbeddings(known[text]) for text in asked])
+    options = {"blocks": [0], "timestep": 261, "image_ids": ["a", "b"]}
+    found = texts(pictures, conditions=["a dog", "a cat"], **options)[0].hidden_states
+    given = PromptEmbeddings(torch.cat([known["a dog"], known["a cat"]]))
+    assert torch.equal(found, texts(pictures, conditions=given, **options)[0].hidden_states)
+    with pytest.raises(InputError, match="reads no text"):
+        DIFTBackbone(unet, vae)(pictures, conditions="a dog", **options)
