@@ -226,9 +226,10 @@ def test_several_timesteps_in_one_pass(name: str, backbone: Backbone) -> None:
 
 def holds(values: Tensor, tokens: Tensor) -> bool:
     """Whether every token `(B, N, C)` is a row of attended values `(B, heads, T, C / heads)`."""
-    if values.ndim != 4 or len(values) != len(tokens) or values.shape[1] * values.shape[3] != tokens.shape[-1]:
+    if values.ndim != 4 or len(values) != len(tokens) or (values.shape[1] * values.shape[3]) % tokens.shape[-1]:
         return False
-    rows = values.transpose(1, 2).flatten(2)
+    shared = values.shape[1] * values.shape[3] // tokens.shape[-1]  # queries that share a head of keys and values
+    rows = values[:, ::shared].transpose(1, 2).flatten(2)
     nearest = torch.cdist(tokens, rows, p=float("inf")).amin(-1)
     return bool(nearest.max() <= 1e-5 * rows.abs().max())
 
@@ -261,7 +262,8 @@ def test_values_enter_the_attention_and_norms_are_those_of_the_block(
     assert any(holds(values, found["value"].hidden_states) for values in attended)
     for tap in ("query", "key"):
         assert found[tap].hidden_states.isfinite().all()
-        assert relative_error(found[tap].hidden_states, found["value"].hidden_states) > 1e-3
+        width = min(found[tap].hidden_states.shape[-1], found["value"].hidden_states.shape[-1])
+        assert relative_error(found[tap].hidden_states[..., :width], found["value"].hidden_states[..., :width]) > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,11 +1,13 @@
 """The CogView transformers: joint attention over whole latents, told the size of the image."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditf_probe.backbones.families.blocks import projections_of
 from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_it_is, every_token, spatial_patch
 from ditf_probe.backbones.families.joint_latents import check_grid
@@ -68,6 +70,7 @@ COGVIEW: dict[str, Family] = {
                 attention=SubLayer("norm1", norm="norm1.norm_x", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
                 order="text_first",
+                projections=projections_of("attn1"),
             ),
         ),
         call=call_cogview3,
@@ -92,6 +95,7 @@ COGVIEW: dict[str, Family] = {
                 Modulation("norm1.linear"),
                 attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=2, gate=4, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=6, scale=8, gate=10, into="ff"),
+                projections=replace(projections_of("attn1"), order="text_first"),
             ),
         ),
         call=call_cogview4,

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ditf_probe.backbones.families.blocks import projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Family,
@@ -97,6 +98,7 @@ IMAGE_STREAM: dict[str, Family] = {
                 Modulation("norm1.linear"),
                 attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=None, gate=None, into="attn1"),
                 mlp=SubLayer("norm3", norm="norm3", shift=None, scale=None, gate=None, into="ff"),
+                projections=projections_of("attn1"),
             ),
         ),
         call=call_hunyuan_dit,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks
+from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks, projections_of
 from ditf_probe.backbones.families.entry import BlockGroup, Call, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, zero_padding
 from ditf_probe.backbones.families.joint import positioned_tokens
@@ -123,6 +123,7 @@ JOINT_PACKED: dict[str, Family] = {
                 Modulation("double_stream_modulation_img", shared=True),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
+                projections=projections_of("attn"),
             ),
             BlockGroup(
                 "single_transformer_blocks",
@@ -199,6 +200,7 @@ JOINT_PACKED: dict[str, Family] = {
                 Modulation("img_mod"),
                 attention=SubLayer("img_norm1", norm="img_norm1", shift=0, scale=1, gate=2, into="attn"),
                 mlp=SubLayer("img_norm2", norm="img_norm2", shift=3, scale=4, gate=5, into="img_mlp"),
+                projections=projections_of("attn"),
             ),
         ),
         call=call_qwen,

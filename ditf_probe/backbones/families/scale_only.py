@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from ditf_probe.backbones.families.blocks import projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Family,
@@ -37,6 +38,7 @@ def lumina_blocks(attention: str, order: TokenOrder = "image_only", container: s
         attention=SubLayer("norm1", norm="norm1.norm", shift=None, scale=0, gate=1, into=attention),
         mlp=SubLayer("ffn_norm1", norm="ffn_norm1", shift=None, scale=2, gate=3, into="feed_forward"),
         order=order,
+        projections=projections_of(attention),
     )
 
 
@@ -48,6 +50,7 @@ def z_image_blocks(container: str) -> BlockGroup:
         attention=SubLayer("attention_norm1", norm="attention_norm1", shift=None, scale=0, gate=1, into="attention"),
         mlp=SubLayer("ffn_norm1", norm="ffn_norm1", shift=None, scale=2, gate=3, into="feed_forward"),
         order="image_first",
+        projections=projections_of("attention"),
     )
 
 
@@ -181,6 +184,7 @@ SCALE_ONLY: dict[str, Family] = {
                 Modulation("img_mod"),
                 attention=SubLayer("pre_attn_norm", norm="pre_attn_norm", shift=None, scale=0, gate=1, into="attn"),
                 mlp=SubLayer("pre_mlp_norm", norm="pre_mlp_norm", shift=None, scale=2, gate=3, into="img_mlp"),
+                projections=projections_of("attn"),
             ),
         ),
         call=call_nucleus,

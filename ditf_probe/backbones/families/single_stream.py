@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditf_probe.backbones.families.blocks import projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Call,
@@ -59,6 +60,7 @@ SINGLE_STREAM: dict[str, Family] = {
                 attention=SubLayer("norm1", norm="norm1", scale=0, shift=1, gate=2, into="attn", weight_offset=1.0),
                 mlp=SubLayer("norm2", norm="norm2", scale=3, shift=4, gate=5, into="ff", weight_offset=1.0),
                 order="text_first",
+                projections=projections_of("attn"),
             ),
         ),
         call=call_krea2,

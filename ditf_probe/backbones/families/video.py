@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ditf_probe.backbones.families.blocks import projections_of
 from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_it_is, table_plus, video_patch, zero_padding
 from ditf_probe.conditions import PromptShape
@@ -26,6 +27,7 @@ VIDEO: dict[str, Family] = {
                 Modulation("", at="input", read=table_plus("temb")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm3", norm="norm3", shift=3, scale=4, gate=5, into="ffn"),
+                projections=projections_of("attn1"),
             ),
         ),
         call=call_wan,
