@@ -224,12 +224,15 @@ def fold_norm_weights(
     """Moves the weights of a norm into the modulation that follows: ((w + offset) x + b)(1 + scale) + shift, exactly.
 
     Returns:
-        Shift and scale for the same norm without weights.
+        Shift and scale for the same norm without weights, in float32 where it has any.
     """
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+    if weight is None and bias is None:
+        return shift, scale
     like = scale if scale is not None else shift
     if like is not None:  # an offloaded norm has its weights elsewhere
         weight, bias = (None if x is None else x.to(like.device) for x in (weight, bias))
+    weight, bias, shift, scale = (None if x is None else x.float() for x in (weight, bias, shift, scale))
     factor = 1.0 if scale is None else 1 + scale
     if bias is not None:
         shift = bias * factor if shift is None else bias * factor + shift

@@ -202,3 +202,12 @@ def test_an_entry_can_take_modulation_from_a_table_or_from_the_model() -> None:
     with recording([point]) as record:
         block(torch.zeros(2, 3, 4), timestep=embedding)
     torch.testing.assert_close(record[0, "modulation"], block.table[None] + embedding.reshape(2, 6, 4))
+
+
+def test_weights_in_half_precision_are_folded_in_float32() -> None:
+    norm = nn.LayerNorm(6).to(torch.bfloat16)
+    norm.weight.data, norm.bias.data = torch.randn(2, 6).to(torch.bfloat16)
+    shift, scale = torch.randn(2, 4, 6).to(torch.bfloat16)
+    new_shift, new_scale = fold_norm_weights(norm, shift, scale)
+    torch.testing.assert_close(new_scale, norm.weight.float() * (1 + scale.float()) - 1)
+    torch.testing.assert_close(new_shift, norm.bias.float() * (1 + scale.float()) + shift.float())

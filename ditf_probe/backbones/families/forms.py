@@ -81,8 +81,8 @@ def table_plus(time: str) -> Callable[[Call], Tensor]:
     """
 
     def read(call: Call) -> Tensor:
-        table = call.module.get_parameter("scale_shift_table")
         embedding: Tensor = call.argument(time)
+        table = call.module.get_parameter("scale_shift_table").to(embedding.device)  # an offloaded one lies elsewhere
         return table.reshape(1, -1, table.shape[-1]) + embedding.reshape(len(embedding), -1, table.shape[-1])
 
     return read
