@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import ModulationCondition
-from ditf_probe.backbones.families import FAMILIES, Family
+from ditf_probe.backbones.families import FAMILIES, WITHOUT_ADALN, Family
 from ditf_probe.errors import InputError, check_choice
 
 
@@ -126,8 +126,23 @@ def find_family(transformer: nn.Module) -> Family:
     check_uncompiled("transformer", transformer)
     name = type(transformer).__name__
     if name not in FAMILIES:
-        raise InputError("transformer", name, f"use a diffusers model of one of the classes {', '.join(FAMILIES)}")
+        raise no_entry("transformer", name, name)
     return FAMILIES[name]
+
+
+def no_entry(argument: str, found: str, name: str) -> InputError:
+    """The error for a diffusers class that no entry describes.
+
+    Args:
+        argument: What named it.
+        found: What is shown as its value.
+        name: The class.
+    """
+    if name in WITHOUT_ADALN:
+        remedy = f"{name} has no AdaLN to read; models without go with modulation: none, as timm/NAME or a UNet"
+    else:
+        remedy = f"use a diffusers model of one of the classes {', '.join(FAMILIES)}"
+    return InputError(argument, found, remedy)
 
 
 def check_embedding(embedding: nn.Embedding, family: Family, config: Any) -> None:

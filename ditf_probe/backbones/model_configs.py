@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 
+from ditf_probe.backbones.checks import no_entry
 from ditf_probe.backbones.families import FAMILIES, Family
 from ditf_probe.errors import InputError
 
@@ -46,7 +47,7 @@ def find_entry(config: dict[str, Any], source: Path) -> Family:
     """
     name = named_class(config)
     if name not in FAMILIES:
-        raise InputError("backbone", f"{source}: {name}", f"use one of the classes {', '.join(FAMILIES)}")
+        raise no_entry("backbone", f"{source}: {name}", name)
     return FAMILIES[name]
 
 

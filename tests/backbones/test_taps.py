@@ -1,13 +1,15 @@
 """Hooks: what they read is what the full pass computes, and nothing of them stays."""
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.block_taps import fold_norm_weights, image_tokens, read_norm, tap_block
-from ditf_probe.backbones.families import FAMILIES, Call, Modulation, first_input, output
+from ditf_probe.backbones.families import FAMILIES, WITHOUT_ADALN, Call, Modulation, first_input, output
 from ditf_probe.backbones.taps import HookPoint, recording
+from ditf_probe.errors import InputError
 
 
 def hooks(model: nn.Module) -> int:
@@ -211,3 +213,12 @@ def test_weights_in_half_precision_are_folded_in_float32() -> None:
     new_shift, new_scale = fold_norm_weights(norm, shift, scale)
     torch.testing.assert_close(new_scale, norm.weight.float() * (1 + scale.float()) - 1)
     torch.testing.assert_close(new_shift, norm.bias.float() * (1 + scale.float()) + shift.float())
+
+
+def test_a_class_without_adaln_is_refused_with_its_nearest_use() -> None:
+    class OmniGenTransformer2DModel(nn.Module):
+        """Stands for the class of diffusers by its name, which is what entries go by."""
+
+    with pytest.raises(InputError, match="has no AdaLN to read; models without go with modulation: none"):
+        Backbone.from_model(OmniGenTransformer2DModel())
+    assert all(hasattr(diffusers, name) and name not in FAMILIES for name in WITHOUT_ADALN)

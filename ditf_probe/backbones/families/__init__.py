@@ -31,8 +31,19 @@ FAMILIES: dict[str, Family] = (
     COGVIEW | CROSS | IMAGE_STREAM | JOINT | JOINT_LATENTS | JOINT_PACKED | SCALE_ONLY | SINGLE_STREAM | VIDEO
 )
 
+WITHOUT_ADALN = (
+    "Cosmos3OmniTransformer",
+    "HeliosTransformer3DModel",
+    "JoyImageEditPlusTransformer3DModel",
+    "MiniMaxH3Transformer3DModel",
+    "OmniGenTransformer2DModel",
+    "TransformerTemporalModel",
+)
+"""Transformers of diffusers that no AdaLN modulates in a way that can be read."""
+
 __all__ = [
     "FAMILIES",
+    "WITHOUT_ADALN",
     "BlockGroup",
     "Call",
     "EmbeddingParts",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks
-from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, SubLayer
+from ditf_probe.backbones.families.entry import BlockGroup, Family, ModelInputs, Modulation, Projections, SubLayer
 from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, spatial_patch, zero_padding
 from ditf_probe.conditions import PromptShape
 from ditf_probe.errors import InputError
@@ -156,6 +156,10 @@ JOINT_LATENTS: dict[str, Family] = {
                 attention=SubLayer("block.norm1_i", norm="block.norm1_i", shift=0, scale=1, gate=2, into="block.attn1"),
                 mlp=SubLayer("block.norm3_i", norm="block.norm3_i", shift=3, scale=4, gate=5, into="block.ff_i"),
                 order="image_first",
+                projections=Projections(
+                    *("block.attn1.to_q", "block.attn1.to_k", "block.attn1.to_v"),
+                    *("block.attn1.q_rms_norm", "block.attn1.k_rms_norm"),
+                ),
             )
             for container in ("double_stream_blocks", "single_stream_blocks")
         ),
