@@ -240,7 +240,9 @@ class DiffusionBackbone(Backbone):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # An offloaded model moves its weights itself; `to` would bring all of them at once.
-        return self if self._compute_device is not None else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._compute_device is not None:
+            return self
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @property
     def _takes_labels(self) -> bool:

@@ -157,8 +157,8 @@ def load_folder(
     pipeline = None if home == folder else folder
     if named_class(config) == UNET:
         check_options(options, DIFTBackbone)
-        if how != ALL_OF_IT:
-            raise InputError("last_block, quantization, offload", how, f"a {UNET} takes none of them, leave them out")
+        offload = None if how.offload == "none" else how.offload
+        _refuse(f"the {UNET} of {folder}", last_block=how.last_block, quantization=how.quantization, offload=offload)
         unet = load_model(home, dtype, device)
         return _with_pipeline(unet, Checkpoint.find(home).files, pipeline, device, dtype, how, **options)
     family = find_entry(config, home)

@@ -84,7 +84,7 @@ def load_original(
             device="cpu" if quantization is None else str(device),
             **given,
         )
-    except NotImplementedError as error:  # what was not in the file cannot be moved
+    except NotImplementedError as error:  # torch refuses to move a tensor without values: it was not in the file
         remedy = f"lacks tensors of a {cls.__name__} with {config}, both must be of one model"
         raise InputError("backbone", str(file), remedy) from error
     except Exception as error:  # of diffusers, accelerate, safetensors and torch

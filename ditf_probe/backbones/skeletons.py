@@ -73,7 +73,7 @@ def parameters_on_meta() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(leave)  # type: ignore[arg-type]  # what it returns is kept
+    handle = register_module_parameter_registration_hook(leave)  # type: ignore[arg-type]  # typed as without result
     try:
         yield
     finally:

@@ -47,8 +47,8 @@ def pixels_of(figure: "Figure") -> Picture:
     canvas = figure.canvas
     if not isinstance(canvas, FigureCanvasAgg):
         raise TypeError("the figure must come from new_figure")
-    canvas.draw()  # type: ignore[no-untyped-call]
-    shown: Picture = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    shown: Picture = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]  # so too
     return shown[..., :3].copy()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ditf_probe.errors import InputError
@@ -131,8 +131,7 @@ def load_weights(probe: nn.Module, folder: str | Path) -> None:
         InputError: The folder is not a probe, or its tensors have other names or widths.
     """
     read_facts(folder)
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
-        weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = load_file(Path(folder) / WEIGHTS)
     own = probe.state_dict()
     if own.keys() != weights.keys():
         differing = sorted(own.keys() ^ weights.keys())

@@ -30,7 +30,8 @@ def projection(channels: int, width: int) -> nn.Conv2d:
             raise InputError(name, value, "give a number of channels, at least 1")
     layer = nn.Conv2d(channels, width, kernel_size=1)
     nn.init.orthogonal_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 

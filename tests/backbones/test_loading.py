@@ -14,7 +14,7 @@ from torch import nn
 from ditf_probe.backbones import hub
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.latents import noise
-from ditf_probe.backbones.loading import PACKAGED, from_denoiser, load_backbone, load_scheduler
+from ditf_probe.backbones.loading import from_denoiser, load_backbone, load_scheduler
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.errors import InputError
@@ -78,7 +78,6 @@ def test_the_untrained_control_is_that_of_the_denoiser(denoiser: TinyDenoiser) -
     assert_equal_runs(control, from_denoiser(TinyDenoiser.untrained(denoiser.spec, seed=0)))
 
 
-@pytest.mark.skipif(not PACKAGED["ditf-tiny"].is_file(), reason="the packaged weights are not there yet")
 def test_the_packaged_backbone() -> None:
     backbone = load_backbone("ditf-tiny", device="cpu")
     assert (backbone.name, backbone.stride) == ("ditf-tiny", 4)

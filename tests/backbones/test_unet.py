@@ -331,3 +331,12 @@ def test_strings_are_conditions_where_there_is_a_text_side(unet: nn.Module, vae:
     assert torch.equal(found, texts(pictures, conditions=given, **options)[0].hidden_states)
     with pytest.raises(InputError, match="reads no text"):
         DIFTBackbone(unet, vae)(pictures, conditions="a dog", **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("last_block", 1), ("quantization", "fp8"), ("offload", "model")])
+def test_options_of_transformers_are_refused(
+    option: str, value: object, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ditf_probe.backbones.weight_options.check_quantization", lambda *_: None)
+    with pytest.raises(InputError, match=f"`{option}` is '{value}'.*does not take it, leave it out"):
+        load_backbone(pipeline, device="cpu", **{option: value})

@@ -97,4 +97,4 @@ def test_module_builds_pools_with_named_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [{"drawn_share": 0.0}, {"num_drawn": 0}, {"photos": Path("nowhere")}])
 def test_bad_arguments(bad: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
-        ImagePoolsModule(**{"cache_dir": tmp_path, "num_drawn": 2, "image_size": 16, **bad}).setup()  # type: ignore[arg-type]
+        ImagePoolsModule(**{"cache_dir": tmp_path, "num_drawn": 2, "image_size": 16, **bad}).setup()

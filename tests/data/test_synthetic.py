@@ -235,7 +235,7 @@ def test_indices_outside_raise() -> None:
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], culprit: str) -> None:
     with pytest.raises(InputError) as error:
-        SyntheticPairs(**arguments)  # type: ignore[arg-type]
+        SyntheticPairs(**arguments)
     assert error.value.argument == culprit
     assert str(arguments[culprit]) in str(error.value)
 

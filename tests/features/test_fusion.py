@@ -40,7 +40,7 @@ def test_resampled_by_hand_before_it_is_normalised() -> None:
     ("grid", "size"), [("finest", (4, 6)), ("coarsest", (3, 3)), ((2, 5), (2, 5)), ([7, 1], (7, 1))]
 )
 def test_the_common_grid(grid: object, size: tuple[int, int]) -> None:
-    fused = fuse([random_map(5, 3, 3), random_map(2, 4, 6)], grid=grid)  # type: ignore[arg-type]
+    fused = fuse([random_map(5, 3, 3), random_map(2, 4, 6)], grid=grid)
     assert fused.shape == (7, *size)
     for part in fused.split([5, 2]):
         torch.testing.assert_close(part.norm(dim=0), torch.ones(size))
@@ -79,7 +79,7 @@ def test_cosines_are_weighted_means_of_those_of_the_parts() -> None:
 def test_fuse_refuses(arguments: dict[str, object], name: str) -> None:
     given = {"maps": [random_map(2, 3, 3), random_map(2, 3, 3)]} | arguments
     with pytest.raises(InputError, match=f"`{name}`"):
-        fuse(**given)  # type: ignore[arg-type]
+        fuse(**given)
 
 
 def test_joint_pca_by_hand() -> None:
