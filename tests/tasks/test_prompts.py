@@ -12,7 +12,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.prompt_cache import PromptCache, encoder_folder, write_manifest
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.data.datamodule import PairDataModule
@@ -21,6 +23,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.probes import LinearProbe, load_probe
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks import prompts as module
+from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.prompts import encode_prompts, image_categories, prompts_for, read_captions
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -225,3 +228,21 @@ def test_models_without_text_refuse_prompts(
     task = CorrespondenceTask(replace(features, prompt="a photo"), rows=["adaln"], run_dir=str(tmp_path))
     with pytest.raises(InputError, match="pipeline folder"):
         trainer().test(task, PairDataModule(test={"animals": Animals()}))
+
+
+def test_rows_with_and_without_text_do_not_share_a_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def load(name: str, **options: object) -> Backbone:
+        asked.append(options.pop("prompts", None) is not None)
+        return load_backbone(name, **options)
+
+    monkeypatch.setattr("ditf_probe.tasks.models.load_backbone", load)
+    plain = BackboneFeatures(blocks=[3], timestep=100)
+    text = replace(plain, prompt="a photo", prompt_cache=str(tmp_path))
+    models = Models("cpu")
+    assert models[plain] is models[replace(plain, timestep=20)]
+    assert models[text] is models[replace(text, prompt="another photo")]
+    assert models[text] is not models[replace(text, text_encoders="elsewhere")]
+    assert models[plain] is not models[text]
+    assert asked == [False, True, True]
