@@ -242,7 +242,8 @@ class DiffusionBackbone(Backbone):
         # An offloaded model moves its weights itself; `to` would bring all of them at once.
         if self._compute_device is not None:
             return self
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return moved
 
     @property
     def _takes_labels(self) -> bool:
