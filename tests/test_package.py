@@ -3,7 +3,10 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import ditf_probe
 
@@ -42,3 +45,15 @@ def test_entry_scripts_are_three_lines() -> None:
     for name in ("train.py", "eval.py"):
         tree = ast.parse((Path(__file__).parents[1] / name).read_text())
         assert len(tree.body[1:]) == 2
+
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_installed_commands_start(script: str) -> None:
+    module, function = SCRIPTS[script].split(":")
+    code = f"import sys; sys.argv = [{script!r}, '--help']; from {module} import {function}; {function}()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert script in found.stdout

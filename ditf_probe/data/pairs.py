@@ -1,7 +1,9 @@
 """What a pair is: two images, their keypoints, and what an evaluation needs to know about them."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -39,6 +41,8 @@ class Pair:
         source: The image whose keypoints are given.
         target: The image whose keypoints are sought.
         label: Class label known to a class-conditional backbone, if any. Never used in zero-shot rows.
+        attributes: What else the annotations say of the pair, for break-downs: name to level, such as "viewpoint" to
+            "1" or "split" to "intra-species".
     """
 
     index: int
@@ -47,6 +51,7 @@ class Pair:
     source: Side
     target: Side
     label: int | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def visible(self) -> Tensor:
@@ -61,11 +66,13 @@ class PairDataset(Dataset[Pair], ABC):
         name: Key of the data set in results.
         unit: What the sampling units are, in words ("instance pair", "photo", "set").
         threshold: What PCK thresholds are relative to: "bbox", "keypoints" or "image".
+        problems: Records that were left out because they are damaged, where the data set was told to keep going.
     """
 
     name: str
     unit: str
     threshold: str = "bbox"
+    problems: tuple[InputError, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -82,6 +89,23 @@ class PairDataset(Dataset[Pair], ABC):
         """Names of the keypoints of a category, in row order; empty where there are none."""
         del category
         return ()
+
+    def keypoint_groups(self, category: str) -> tuple[tuple[int, ...], ...]:
+        """Keypoints of a category that differ in left, right or order only, as groups of row numbers.
+
+        They make the geometry-aware subset of GeoAware-SC (Zhang et al., CVPR 2024); empty where none are known.
+        """
+        del category
+        return ()
+
+    def files(self) -> tuple[Path, ...]:
+        """The image files of the pair list, each once; empty where images are made or come with a package."""
+        return ()
+
+    def counts(self) -> dict[str, int]:
+        """How many pairs, images and keypoints visible in both images there are, for reports."""
+        visible = sum(int(self[index].visible.sum()) for index in range(len(self)))
+        return {"pairs": len(self), "images": len(self.image_ids()), "keypoints": visible}
 
     def image_ids(self) -> list[str]:
         """Every image of the pair list once, in order of first use."""

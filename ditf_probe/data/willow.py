@@ -76,6 +76,10 @@ class PFWillow(PairDataset):
         """`(3, H, W)` uint8 RGB at native size (300 pixels on the longer side)."""
         return read_photo(self._files[image_id])
 
+    def files(self) -> tuple[Path, ...]:
+        """The photos of the chosen sets, copies once."""
+        return tuple(self._files.values())
+
 
 @dataclass(frozen=True, slots=True)
 class _Photo:
