@@ -1,17 +1,19 @@
 """Rows at work: from a pair to predicted keypoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.fusion import fuse, joint_pca
 from ditf_probe.matching import Rounding, match_keypoints
 from ditf_probe.tasks.controls import same_position
+from ditf_probe.tasks.matches import Match
 from ditf_probe.tasks.rows import Fusion, Row
 from ditf_probe.tasks.streams import Stream
 
@@ -48,15 +50,11 @@ class Matcher(ABC):
         return {**asdict(self.row), "model": None, "blocks": []}
 
     @abstractmethod
-    def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Finds the keypoints of a pair that are visible in both images.
+    def match(self, pair: Pair) -> Match:
+        """Finds the keypoints of a pair that are visible in the source image.
 
         Args:
             pair: Its images must be in the bank of every stream.
-
-        Returns:
-            `(V, 2)` float32 (x, y) in pixels of the original target image, whole ones where features were matched, and
-            `(V,)` cosines (NaN without features), on the CPU.
         """
 
 
@@ -64,27 +62,28 @@ class Matcher(ABC):
 class PositionMatcher(Matcher):
     """Keeps the relative position; there are no features."""
 
-    def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def match(self, pair: Pair) -> Match:
         """As in `Matcher`; looks at no pixel."""
-        found = same_position(pair.source.keypoints[pair.visible], pair.source.size, pair.target.size)
-        return found, torch.full((len(found),), float("nan"))
+        found = same_position(pair.source.keypoints[pair.source.visible], pair.source.size, pair.target.size)
+        return Match(found, torch.full((len(found),), float("nan")), torch.ones(len(found), dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class MapMatcher(Matcher):
     """Matches a feature map of the source with one of the target, by the cosine at every pixel."""
 
-    def match(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def match(self, pair: Pair) -> Match:
         """As in `Matcher`."""
-        keypoints = pair.source.keypoints[pair.visible]
+        keypoints = pair.source.keypoints[pair.source.visible]
+        accepted = torch.ones(len(keypoints), dtype=torch.bool)
         if not len(keypoints):
-            return keypoints.new_zeros(0, 2), keypoints.new_zeros(0)
+            return Match(keypoints.new_zeros(0, 2), keypoints.new_zeros(0), accepted)
         source, target = self.maps(pair)
         points = keypoints.to(source.device)
         found, similarity = match_keypoints(
             source, target, points, pair.source.size, pair.target.size, rounding=self.rounding
         )
-        return found.cpu(), similarity.cpu()
+        return Match(found.cpu(), similarity.cpu(), accepted, (target.shape[-2], target.shape[-1]))
 
     @abstractmethod
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -139,17 +138,21 @@ class FeatureMatcher(MapMatcher):
         """As in `MapMatcher`."""
         return self._map(pair.source), self._map(pair.target)
 
-    def _map(self, side: Side) -> Tensor:
+    @torch.no_grad()
+    def features(self, tapped: Mapping[int, TappedBlock]) -> Tensor:
+        """The maps `(B, D, h, w)` of prepared images whose blocks are tapped already."""
         row = self.row
-        features = self.stream.maps(
-            [side],
-            self.blocks,
+        features = self.stream.extractor.features(
+            {block: tapped[block] for block in self.blocks},
             modulation=row.modulation,
             discard=row.discard,
             position_debias=row.position_debias,
         )
-        found = features[self.blocks[0]] if self.probe is None else self.probe(features)
-        return self.stream.crop(found[0], side)
+        found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
+        return found
+
+    def _map(self, side: Side) -> Tensor:
+        return self.stream.crop(self.features(self.stream.bank.tapped([side.image_id]))[0], side)
 
 
 @dataclass(frozen=True)

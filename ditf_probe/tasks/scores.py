@@ -8,8 +8,7 @@ from torch import Tensor
 from ditf_probe.data.pairs import Pair, PairDataset, threshold_base
 from ditf_probe.metrics.pck import PercentageCorrectKeypoints
 from ditf_probe.metrics.predictions import KeypointPredictions, Predictions, pad_points
-
-Match = tuple[Tensor, Tensor]
+from ditf_probe.tasks.matches import Match
 
 
 class Scores:
@@ -37,7 +36,7 @@ class Scores:
         Args:
             row: Name of the row.
             pairs: Annotations.
-            matches: Per pair the predictions `(V, 2)` and cosines `(V,)` of its visible keypoints, in order.
+            matches: Per pair what was found.
         """
         scattered = [_scatter(pair, match) for pair, match in zip(pairs, matches, strict=True)]
         predictions, real = pad_points([points for points, _ in scattered])
@@ -60,9 +59,9 @@ class Scores:
         return {row: state.rows() for row, state in self._predictions.items()}
 
 
-def _scatter(pair: Pair, match: Match) -> Match:
-    """Matches of visible keypoints, on the rows of all keypoints; the others are zero."""
-    visible = pair.visible
+def _scatter(pair: Pair, match: Match) -> tuple[Tensor, Tensor]:
+    """Points and cosines of what the source shows, on the rows of all keypoints; the others are zero."""
+    visible = pair.source.visible
     points, cosines = torch.zeros(len(visible), 2), torch.zeros(len(visible))
-    points[visible], cosines[visible] = match[0].float(), match[1].float()
+    points[visible], cosines[visible] = match.points.float(), match.similarity.float()
     return points, cosines

@@ -1,0 +1,21 @@
+"""What a row found for one pair."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Match(NamedTuple):
+    """Matches of the V keypoints of a pair that are visible in the source image, in row order, on the CPU.
+
+    Attributes:
+        points: `(V, 2)` float32 (x, y) in pixels of the original target image.
+        similarity: `(V,)` float32 cosine of each match in [-1, 1]; NaN where a row does not compare features.
+        accepted: `(V,)` bool, False where the matching rule says "no match".
+        grid: (height, width) in cells of the target's feature map over the original image; None without one.
+    """
+
+    points: Tensor
+    similarity: Tensor
+    accepted: Tensor
+    grid: tuple[int, int] | None = None
