@@ -15,11 +15,12 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ditf_probe.comparison import report, report_from_predictions
+from ditf_probe.comparison import report, report_from_predictions, report_measured
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable
 from ditf_probe.tasks import CorrespondenceTask
+from ditf_probe.tasks.image_task import ImageTask
 
 
 class DiTFProbeCLI(LightningCLI):
@@ -71,10 +72,15 @@ class EvaluateCLI(DiTFProbeCLI):
 
     def after_test(self) -> None:
         """Turns the records of the task into tables and files, on one rank."""
+        run_dir = Path(self.config[self.subcommand].run_dir)
         if isinstance(self.model, CorrespondenceTask):
             result = self.model.result()
             if self.trainer.is_global_zero:
-                report(result, Path(self.config[self.subcommand].run_dir))
+                report(result, run_dir)
+        elif isinstance(self.model, ImageTask):
+            measured = self.model.result()
+            if self.trainer.is_global_zero:
+                report_measured(measured, run_dir)
 
 
 def _checkpoints(run_dir: str) -> str:

@@ -4,7 +4,7 @@ Pairs of one photo or one set go right or wrong together, so units are resampled
 the same pairs share the resamples: differences of their columns are paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -62,14 +62,23 @@ def resampled_scores(
     above, below = np.zeros((len(names), correct.shape[1])), np.zeros(len(names))
     np.add.at(above, unit, correct)
     np.add.at(below, unit, points)
-    generator = np.random.default_rng(seed)
-    even = np.full(len(names), 1 / len(names))
     scores = []
-    step = max(1, RESAMPLES_AT_ONCE // len(names))
-    for start in range(0, resamples, step):
-        times = generator.multinomial(len(names), even, size=min(step, resamples - start)).astype(np.float64)
+    for times in _resamples(len(names), resamples, seed):
         scores.append(100 * (times @ above) / (times @ below)[:, None])
     return np.concatenate(scores)
+
+
+def resample_counts(units: int, resamples: int = 2000, seed: int = 0) -> Floats:
+    """How often each unit is in each resample: `(R, units)`, rows that sum to `units`; for any mean over units."""
+    return np.concatenate(list(_resamples(units, resamples, seed)))
+
+
+def _resamples(units: int, resamples: int, seed: int) -> Iterator[Floats]:
+    generator = np.random.default_rng(seed)
+    even = np.full(units, 1 / units)
+    step = max(1, RESAMPLES_AT_ONCE // units)
+    for start in range(0, resamples, step):
+        yield generator.multinomial(units, even, size=min(step, resamples - start)).astype(np.float64)
 
 
 def percentile_interval(scores: NDArray[Any], level: float = 0.95) -> Interval:

@@ -117,6 +117,17 @@ def encode_prompts(features: BackboneFeatures, datasets: Iterable[PairDataset], 
     return encoder.encode(texts)
 
 
+def encode_image_prompts(
+    features: BackboneFeatures, ids: Sequence[str], categories: Mapping[str, str], device: torch.device
+) -> int:
+    """As `encode_prompts`, for single images and their categories."""
+    encoder = _encoder(features, device)
+    if encoder is None:
+        return 0
+    captions = None if features.captions is None else read_captions(features.captions)
+    return encoder.encode(prompts_for(ids, categories, prompt=features.prompt, captions=captions) or [])
+
+
 def loading_options(features: BackboneFeatures, device: torch.device) -> dict[str, Any]:
     """Further options of `load_backbone`: those of the settings, and the text side where text is asked for."""
     encoder = _encoder(features, device)
