@@ -1,4 +1,4 @@
-"""What trains a probe: contrast between keypoints that correspond and everything else."""
+"""What trains a probe: contrast between keypoints that correspond and everything else; and what trains a pixel."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import cell_centres, grid_coordinates, resize_points
+from ditf_probe.probes.segmentation import enlarged
 
 
 class KeypointContrast(nn.Module):
@@ -164,3 +165,23 @@ def same_keypoint(pairs: Sequence[Pair]) -> Tensor:
     keys = [(pair.category, row) for pair in pairs for row in pair.visible.nonzero()[:, 0].tolist()]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([numbers[key] for key in keys], dtype=torch.int64)
+
+
+def pixel_cross_entropy(scores: Sequence[Tensor], masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:
+    """Mean cross-entropy over the labelled pixels of a batch, scores enlarged to the masks.
+
+    Args:
+        scores: B maps `(classes, h, w)`.
+        masks: B masks `(H, W)`, integers.
+        ignore_index: Marks pixels that count nowhere.
+
+    Returns:
+        Scalar; 0 where no pixel is labelled.
+    """
+    total, count = scores[0].new_zeros(()), 0
+    for one, mask in zip(scores, masks, strict=True):
+        total = total + F.cross_entropy(
+            enlarged(one, mask.shape)[None], mask.long()[None], ignore_index=ignore_index, reduction="sum"
+        )
+        count += int((mask != ignore_index).sum())
+    return total / max(1, count)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -59,6 +60,22 @@ class Pair:
         return self.source.visible & self.target.visible
 
 
+class ImageSource(Protocol):
+    """Images by id, as a feature bank reads them: equal ids mean equal pixels.
+
+    Attributes:
+        name: Key of the data set in results.
+    """
+
+    name: str
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of every image, in order of first use."""
+
+    def image(self, image_id: str) -> Tensor:
+        """The pixels of an image at its native size: `(3, H, W)` uint8 RGB."""
+
+
 class PairDataset(Dataset[Pair], ABC):
     """A list of pairs. Annotations and pixels are apart, so that an image is decoded once, not once per pair.
 
@@ -111,6 +128,11 @@ class PairDataset(Dataset[Pair], ABC):
         """Every image of the pair list once, in order of first use."""
         pairs = (self[i] for i in range(len(self)))
         return list(dict.fromkeys(side.image_id for pair in pairs for side in (pair.source, pair.target)))
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of every image of the pair list, in order of first use."""
+        pairs = (self[index] for index in range(len(self)))
+        return {side.image_id: side.size for pair in pairs for side in (pair.source, pair.target)}
 
 
 def threshold_base(pair: Pair, kind: str) -> float:

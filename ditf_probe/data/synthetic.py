@@ -138,10 +138,19 @@ def draw_image(split: str, index: int, image_size: int, seed: int = 0) -> tuple[
     Raises:
         InputError: If an argument is out of range.
     """
+    return _planes(single_scene(split, index, image_size, seed), image_size), index % len(OBJECTS)
+
+
+def single_scene(split: str, index: int, image_size: int, seed: int = 0) -> Scene:
+    """What `draw_image` draws, as geometry; arguments are those of `draw_image`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
     _check(split, image_size, seed)
     if index < 0:
         raise InputError("index", index, "count pictures from 0")
-    return _planes(_scene(seed, split, index, _SINGLE), image_size), index % len(OBJECTS)
+    return _scene(seed, split, index, _SINGLE)
 
 
 def _check(split: str, image_size: int, seed: int) -> None:

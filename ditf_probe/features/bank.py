@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditf_probe.backbones.base import TappedBlock
-from ditf_probe.data.pairs import PairDataset
+from ditf_probe.data.pairs import ImageSource
 from ditf_probe.devices import DTYPES
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
@@ -64,7 +64,7 @@ class FeatureBank:
 
     def fill(
         self,
-        dataset: PairDataset,
+        dataset: ImageSource,
         ids: Sequence[str] | None = None,
         *,
         num_workers: int = 0,
@@ -75,7 +75,7 @@ class FeatureBank:
 
         Args:
             dataset: Where the pixels are.
-            ids: Images to compute; all images of the pair list by default.
+            ids: Images to compute; all by default.
             num_workers: Processes that decode and prepare.
             batch_size: Images per call of the backbone.
             conditions: From the ids of a batch to its conditions; None is the null condition.
@@ -85,11 +85,11 @@ class FeatureBank:
         """
         if ids is not None and all(image_id in self._blocks for image_id in ids):
             return
-        sizes = image_sizes(dataset)
+        sizes = dataset.image_sizes()
         missing = [i for i in dict.fromkeys(sizes if ids is None else ids) if i not in self._blocks]
         unknown = [i for i in missing if i not in sizes]
         if unknown:
-            raise InputError("ids", unknown[0], f"name images of the pairs of {dataset.name}")
+            raise InputError("ids", unknown[0], f"name images of {dataset.name}")
         canvases = {i: self.extractor.transform(sizes[i]).canvas for i in missing}
         self._check_budget(list(canvases.values()))
         batches = equal_size_batches(canvases, batch_size)
@@ -132,7 +132,7 @@ class FeatureBank:
             found[index] = TappedBlock.join(parts, torch.cat).map(lambda x: x.to(device))
         return found
 
-    def calibrate(self, dataset: PairDataset, ids: Sequence[str] | None = None, **loading: Any) -> None:
+    def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
         """Calibrates the extractor on images of a data set.
 
         Args:
@@ -140,7 +140,7 @@ class FeatureBank:
             ids: Which of them; all by default.
             **loading: As in `fill`: num_workers, batch_size.
         """
-        names = dataset.image_ids() if ids is None else list(dict.fromkeys(ids))
+        names = list(dict.fromkeys(dataset.image_sizes() if ids is None else ids))
         self.fill(dataset, names, **loading)
         self.extractor.calibrate_tapped(self.tapped([name]) for name in names)
 
@@ -176,12 +176,6 @@ def _nbytes(block: TappedBlock) -> int:
     return sum(x.nbytes for x in tensors if x is not None)
 
 
-def image_sizes(dataset: PairDataset) -> dict[str, tuple[int, int]]:
-    """(height, width) of every image of a pair list, in order of first use."""
-    pairs = (dataset[index] for index in range(len(dataset)))
-    return {side.image_id: side.size for pair in pairs for side in (pair.source, pair.target)}
-
-
 def equal_size_batches(canvases: dict[str, tuple[int, int]], batch_size: int) -> list[list[str]]:
     """Image ids in batches of equal prepared size.
 
@@ -207,7 +201,7 @@ class _Failure:
 class _PreparedImages(Dataset[tuple[str, Tensor] | _Failure]):
     """Decodes and prepares images by id, in the workers of a loader."""
 
-    def __init__(self, dataset: PairDataset, rule: SizeRule) -> None:
+    def __init__(self, dataset: ImageSource, rule: SizeRule) -> None:
         self.dataset = dataset
         self.rule = rule
 

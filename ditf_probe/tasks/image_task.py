@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,28 @@ class ImageTask(L.LightningModule):
         """Refuses what cannot work before anything is computed."""
         ensure_writable(self.run_dir, "run_dir")
 
-    def start_rows(self) -> None:
-        """Loads models and probes, and calibrates the rows that need it."""
-        self._result = None
-        self._probes = held_probes(self.probe_folders, self.features)
+    def make_rows(self, scale: float = 1.0) -> ImageRows:
+        """Loads models and probes, and calibrates the rows that need it.
+
+        Args:
+            scale: Factor on the image sizes of all rows.
+
+        Raises:
+            InputError: Another factor than 1 where images keep their own size.
+        """
+        features = scaled_features(self.features, scale)
+        self._probes = held_probes(self.probe_folders, features)
         for probe in self._probes:
             check_backbone(probe.name, probe.facts, self.backbone)
-        matchers = plan(self.models, self.features, self.rows, self._probes, self.others)
+        others = {name: scaled_features(settings, scale) for name, settings in self.others.items()}
+        matchers = plan(self.models, features, self.rows, self._probes, others)
         calibrate(matchers, self.calibration())
-        self._image_rows = ImageRows(matchers)
+        return ImageRows(matchers)
+
+    def start_rows(self) -> None:
+        """Gets the rows ready and forgets the result of an earlier test."""
+        self._result = None
+        self._image_rows = self.make_rows()
 
     def on_test_start(self) -> None:
         """Gets the rows ready."""
@@ -139,6 +152,21 @@ class ImageTask(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
             logger.log_hyperparams(asdict(self.features))
+
+
+def scaled_features(features: BackboneFeatures, scale: float) -> BackboneFeatures:
+    """The same features at another image size, which `geometry.fit` brings to whole multiples.
+
+    Raises:
+        InputError: Images keep their own size, and the factor is not 1.
+    """
+    if scale == 1:
+        return features
+    size = features.image_size
+    if size is None:
+        raise InputError("scales", scale, f"images of {features.backbone} keep their size, set image_size or use [1.0]")
+    sides = [size] * 2 if isinstance(size, int) else list(size)
+    return replace(features, image_size=[max(1, round(side * scale)) for side in sides])
 
 
 def _scalars(result: MeasuredRun) -> Iterable[tuple[str, float]]:

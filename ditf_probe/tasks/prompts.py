@@ -10,7 +10,7 @@ import torch
 
 from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.backbones.prompts import PromptEncoder
-from ditf_probe.data.pairs import PairDataset
+from ditf_probe.data.pairs import ImageSource, PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -85,16 +85,20 @@ def read_captions(path: str | Path) -> dict[str, str]:
     return captions
 
 
-def conditions_for(dataset: PairDataset, features: BackboneFeatures) -> Callable[[list[str]], list[str] | None] | None:
+def conditions_for(dataset: ImageSource, features: BackboneFeatures) -> Callable[[list[str]], list[str] | None] | None:
     """From image ids of a data set to their prompts, for `FeatureBank.fill`; None where no text is asked for.
 
     Raises:
-        InputError: The captions cannot be read, or an image is in two categories.
+        InputError: The captions cannot be read, an image is in two categories, or images have none.
     """
     if features.prompt is None and features.captions is None:
         return None
     captions = None if features.captions is None else read_captions(features.captions)
-    categories = image_categories(dataset) if CATEGORY in (features.prompt or "") else {}
+    categories = {}
+    if CATEGORY in (features.prompt or ""):
+        if not isinstance(dataset, PairDataset):
+            raise InputError("prompt", features.prompt, f"images of {dataset.name} have no category, use other words")
+        categories = image_categories(dataset)
     return lambda ids: prompts_for(ids, categories, prompt=features.prompt, captions=captions)
 
 

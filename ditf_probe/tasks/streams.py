@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ditf_probe.data.pairs import PairDataset, Side
+from ditf_probe.data.pairs import ImageSource, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
@@ -28,7 +28,7 @@ class Stream:
         self.settings = settings
         self.bank = self._empty()
 
-    def calibrate(self, dataset: PairDataset | None) -> None:
+    def calibrate(self, dataset: ImageSource | None) -> None:
         """Calibrates on the images of a data set, in a bank of its own.
 
         Raises:
@@ -40,7 +40,7 @@ class Stream:
             )
         self._empty().calibrate(dataset, **self._loading(dataset))
 
-    def open(self, dataset: PairDataset, ids: Sequence[str] | None = None) -> None:
+    def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
         """Computes the images of a data set, or some of them, that are not in the bank yet."""
         self.bank.fill(dataset, ids, **self._loading(dataset))
 
@@ -77,7 +77,7 @@ class Stream:
         """Every setting that changes a number, as plain JSON values: those of the extractor, and the conditions."""
         return self.extractor.settings() | {"conditions": condition_settings(self.settings)}
 
-    def _loading(self, dataset: PairDataset) -> dict[str, Any]:
+    def _loading(self, dataset: ImageSource) -> dict[str, Any]:
         """How a bank loads and conditions the images of a data set."""
         settings = self.settings
         return {

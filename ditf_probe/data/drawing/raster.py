@@ -68,3 +68,15 @@ def _clip(canvas: Image.Image, shape: Shape, outline: list[float], polygons: Ite
     for _, colour in shape.texture:
         draw.polygon(next(polygons), fill=colour)
     canvas.paste(overlay, mask=mask)
+
+
+def rasterise_mask(scene: Scene, image_size: int) -> NDArray[np.bool_]:
+    """Which pixels of the picture of a scene show its object: `(image_size, image_size)`, by their centres."""
+    side = 3 * image_size  # so that a pixel centre falls on a pixel
+    mask = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(mask)
+    last = len(scene.shapes) - scene.occluders
+    for number, shape in enumerate(scene.shapes):
+        draw.polygon((shape.points * side - 0.5).ravel().tolist(), fill=255 if number < last else 0)
+    shown: NDArray[np.bool_] = np.asarray(mask)[1::3, 1::3] > 0
+    return shown

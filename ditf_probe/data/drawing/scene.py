@@ -25,6 +25,7 @@ class Scene:
 
     Attributes:
         shapes: Object, then occluders, from back to front.
+        occluders: How many of them, the last ones, are occluders.
         keypoints: `(K, 2)`, in the order of the category's names.
         visible: `(K,)` bool: inside the picture and covered by nothing.
         bbox: x0, y0, x1, y1 of the whole object, hidden parts included, cut at the border.
@@ -35,6 +36,7 @@ class Scene:
     """
 
     shapes: list[Shape]
+    occluders: int
     keypoints: Points
     visible: NDArray[np.bool_]
     bbox: tuple[float, float, float, float]
@@ -66,7 +68,7 @@ def compose(category: Category, dice: Dice) -> Scene:
     if 2 * visible.sum() <= len(places):
         return compose(category, dice)
     x0, y0, x1, y1 = np.concatenate([low, high]).clip(0, 1).tolist()
-    return Scene(shapes, places, visible, (x0, y0, x1, y1), sketch.outline, sketch.main, size, dice)
+    return Scene(shapes, len(shapes) - own, places, visible, (x0, y0, x1, y1), sketch.outline, sketch.main, size, dice)
 
 
 def _pose(sketch: Sketch, category: Category, dice: Dice) -> tuple[list[Shape], Points, Points, Points]:
