@@ -113,6 +113,11 @@ def numbers(values: Any, shape: tuple[int | None, ...], where: str, what: str) -
     return array
 
 
+def present(points: Points) -> NDArray[np.bool_]:
+    """`(K,)` bool: which of the keypoints `(K, 2)` are not missing, that is without NaN."""
+    return np.asarray(~np.isnan(points).any(1))
+
+
 def inside(points: Points, size: Size, where: str) -> Points:
     """Keypoints within their image.
 
@@ -130,13 +135,13 @@ def inside(points: Points, size: Size, where: str) -> Points:
         InputError: If a keypoint lies farther outside.
     """
     height, width = size
-    missing = np.isnan(points).any(1)
-    away = ~missing & ((points < -1) | (points > [width, height])).any(1)
+    there = present(points)
+    away = there & ((points < -1) | (points > [width, height])).any(1)
     if away.any():
         x, y = points[away][0].tolist()
         raise InputError("root", where, f"keypoint ({x:g}, {y:g}) outside the {width}x{height} image; correct the file")
     kept = np.clip(points, np.float32(-0.5), np.array([width - 0.5, height - 0.5], dtype=np.float32))
-    return np.where(missing[:, None], np.float32(np.nan), kept).astype(np.float32)
+    return np.where(there[:, None], kept, np.float32(np.nan)).astype(np.float32)
 
 
 def box(values: Any, where: str) -> Points:
@@ -154,7 +159,7 @@ def box(values: Any, where: str) -> Points:
 
 def extent(points: Points) -> Points:
     """The box `(4,)` around the keypoints `(K, 2)` that are not missing; zeros where all are."""
-    found = points[~np.isnan(points).any(1)]
+    found = points[present(points)]
     return np.concatenate([found.min(0), found.max(0)]) if len(found) else np.zeros(4, dtype=np.float32)
 
 
@@ -167,7 +172,7 @@ def side(image_id: str, size: Size, points: Points, corners: Points) -> Side:
         points: `(K, 2)` from `inside`; NaN becomes invisible.
         corners: `(4,)` box.
     """
-    visible = ~np.isnan(points).any(1)
+    visible = present(points)
     keypoints = np.where(visible[:, None], points, np.float32(0)).astype(np.float32)
     return Side(image_id, size, torch.from_numpy(keypoints), torch.from_numpy(visible), torch.from_numpy(corners))
 

@@ -15,6 +15,7 @@ from ditf_probe.data.annotations import (
     decode,
     inside,
     numbers,
+    present,
     require_folder,
     side,
     text_lines,
@@ -135,7 +136,7 @@ class CUB200(PairDataset):
         if not birds:
             return []
         species = np.array([bird.species for bird in birds])
-        shown = np.stack([~np.isnan(bird.points).any(1) for bird in birds]).astype(np.int64)
+        shown = np.stack([present(bird.points) for bird in birds]).astype(np.int64)
         drawn = []
         for position, name in enumerate(sorted(set(species.tolist()))):
             sources = np.flatnonzero(species == name)

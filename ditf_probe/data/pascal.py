@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from ditf_probe.data.annotations import ImageSizes, Points, box, extent, inside, numbers, require_folder, side
+from ditf_probe.data.annotations import ImageSizes, Points, box, extent, inside, numbers, present, require_folder, side
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.data.pascal_lists import Listed, TrainingImages, find_list, read_list
 from ditf_probe.data.photos import read_photo
@@ -131,7 +131,7 @@ class PFPascal(PairDataset):
             path = self._folder / "Annotations" / category / f"{Path(name).stem}.mat"
             points, corners = read_annotation(path)
             points = inside(points, self._size(name), str(path))
-            if np.isnan(points).all():
+            if not present(points).any():
                 raise InputError("root", str(path), "no keypoints in it; restore the file")
             self._annotated[category, name] = points, corners
         return self._annotated[category, name]

@@ -17,6 +17,7 @@ from ditf_probe.data.annotations import (
     entry,
     inside,
     numbers,
+    present,
     read_json,
     require_folder,
     side,
@@ -201,7 +202,7 @@ class _Reader:
 
     def _check_whole(self, record: _Record, path: Path) -> None:
         """Reads the keypoints of both images; the pair must list exactly those that both show."""
-        source, target = (~np.isnan(self._read_whole(image_id)[:, 0]) for image_id in record.images)
+        source, target = (present(self._read_whole(image_id)) for image_id in record.images)
         common = np.flatnonzero(source & target).tolist()
         if common != sorted(record.ids.tolist()):
             raise InputError(
