@@ -1,7 +1,7 @@
 """Reading the annotation files of published data sets: what is missing, damaged or impossible is named in one line."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,20 +178,25 @@ def side(image_id: str, size: Size, points: Points, corners: Points) -> Side:
 
 
 class ImageSizes:
-    """Sizes of images from their headers, each read once."""
+    """Sizes of images from their headers, each read once.
 
-    def __init__(self) -> None:
-        self._sizes: dict[Path, Size] = {}
+    Args:
+        file: The file of an image id.
+    """
 
-    def __call__(self, path: Path) -> Size:
-        """(height, width) of an image file.
+    def __init__(self, file: Callable[[str], Path]) -> None:
+        self._file = file
+        self._sizes: dict[str, Size] = {}
+
+    def __call__(self, image_id: str) -> Size:
+        """(height, width) of an image.
 
         Raises:
-            InputError: If it is missing or no image.
+            InputError: If its file is missing or no image.
         """
-        if path not in self._sizes:
-            self._sizes[path] = photo_size(path)
-        return self._sizes[path]
+        if image_id not in self._sizes:
+            self._sizes[image_id] = photo_size(self._file(image_id))
+        return self._sizes[image_id]
 
 
 def _read(path: Path) -> bytes:

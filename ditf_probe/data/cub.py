@@ -82,7 +82,7 @@ class CUB200(PairDataset):
         self.split, self.pairing, self.pairs_per_species = split, pairing, pairs_per_species
         self.min_common, self.seed = min_common, seed
         self._folder = require_folder(root, "images.txt", "CUB_200_2011")
-        self._sizes = ImageSizes()
+        self._sizes = ImageSizes(self._file)
         problems = Problems(keep_going)
         birds = _read_birds(self._folder, split, problems)
         self._pairs: list[Pair] = []
@@ -128,7 +128,7 @@ class CUB200(PairDataset):
 
     def _side(self, bird: "_Bird") -> Side:
         image_id = f"cub-200-2011/{bird.name}"
-        size, where = self._sizes(self._file(image_id)), f"{self._folder / 'parts/part_locs.txt'} image {bird.name}"
+        size, where = self._sizes(image_id), f"{self._folder / 'parts/part_locs.txt'} image {bird.name}"
         return side(image_id, size, inside(bird.points, size, where), bird.corners)
 
     def _draw(self, birds: list["_Bird"]) -> list[tuple["_Bird", "_Bird"]]:

@@ -74,7 +74,7 @@ class PFPascal(PairDataset):
         inner = folder / INNER_FOLDER if (folder / INNER_FOLDER).is_dir() else folder
         self._folder = require_folder(inner, "JPEGImages", "PF-PASCAL")
         places = [folder, folder / "image_pairs", inner] if lists is None else [Path(lists).expanduser()]
-        self._sizes, self._annotated = ImageSizes(), dict[tuple[str, str], tuple[Points, Points]]()
+        self._sizes, self._annotated = ImageSizes(self._file), dict[tuple[str, str], tuple[Points, Points]]()
         problems = Problems(keep_going)
         training = TrainingImages(find_list(places, "train")) if leakage and split != "train" else None
         self._pairs: list[Pair] = []
@@ -137,7 +137,7 @@ class PFPascal(PairDataset):
         return self._annotated[category, name]
 
     def _size(self, name: str) -> tuple[int, int]:
-        return self._sizes(self._file(name))
+        return self._sizes(f"pf-pascal/{name}")
 
     def _side(self, name: str, annotation: tuple[Points, Points], flip: bool) -> Side:
         size, (points, corners) = self._size(name), annotation

@@ -158,7 +158,7 @@ class _Reader:
     def __init__(self, photos: Path, base: Path, attributes: Sequence[str], all_keypoints: bool) -> None:
         self._photos, self._base = photos, base
         self._attributes, self._all_keypoints = attributes, all_keypoints
-        self._sizes, self._whole = ImageSizes(), dict[str, Points]()
+        self._sizes, self._whole = ImageSizes(self.file), dict[str, Points]()
 
     def file(self, image_id: str) -> Path:
         return self._photos / image_id.removeprefix("spair-71k/")
@@ -189,15 +189,15 @@ class _Reader:
         for image_id, places, corners in zip(record.images, record.points, record.boxes, strict=True):
             points = self._whole[image_id].copy() if self._all_keypoints else _nowhere()
             points[record.ids] = places
-            ends.append(side(image_id, self._sizes(self.file(image_id)), points, corners))
+            ends.append(side(image_id, self._sizes(image_id), points, corners))
         return ends[0], ends[1]
 
     def _size(self, image_id: str, annotated: Any, path: Path) -> tuple[int, int]:
-        photo = self.file(image_id)
-        height, width = size = self._sizes(photo)
+        height, width = size = self._sizes(image_id)
         told = numbers(annotated, (None,), str(path), "the image size")[:2].tolist()
         if told != [width, height]:
-            raise InputError("root", str(path), f"image size {told} where {photo} has {[width, height]}; restore both")
+            real = f"{self.file(image_id)} has {[width, height]}"
+            raise InputError("root", str(path), f"image size {told} where {real}; restore both")
         return size
 
     def _check_whole(self, record: _Record, path: Path) -> None:
@@ -220,7 +220,7 @@ class _Reader:
             shown = {key: place for key, place in found.items() if place is not None}
             points = _nowhere()
             places = numbers(list(shown.values()), (None, 2), str(path), "`kps`")
-            points[_keypoint_ids(list(shown), path)] = inside(places, self._sizes(photo), str(path))
+            points[_keypoint_ids(list(shown), path)] = inside(places, self._sizes(image_id), str(path))
             self._whole[image_id] = points
         return self._whole[image_id]
 

@@ -54,13 +54,18 @@ class HeldOut(PairDataset):
         check_range("seed", seed, 0)
         if (categories is None) == (keypoints is None):
             raise InputError("categories", categories, "give either `categories` or `keypoints` that are held out")
+        if categories == [] or keypoints == {}:
+            raise InputError("categories" if keypoints is None else "keypoints", [], "name at least one")
         self.dataset, self.keep, self.seed = dataset, keep, seed
         self.categories = categories
         self.name = f"{dataset.name}-{keep.replace('_', '-')}"
         self.unit, self.problems = dataset.unit, dataset.problems
         # The extent of fewer keypoints would be another threshold; the box of a pair then holds that of all of them.
         self.threshold = "bbox" if dataset.threshold == "keypoints" else dataset.threshold
-        counts = _row_counts(dataset)
+        shown = [(pair.category, pair.visible) for pair in (dataset[index] for index in range(len(dataset)))]
+        counts: dict[str, int] = {}
+        for category, visible in shown:
+            counts[category] = max(counts.get(category, 0), len(visible))
         for category in [*(categories or ()), *(keypoints if isinstance(keypoints, dict) else ())]:
             if category not in counts:
                 argument = "categories" if keypoints is None else "keypoints"
@@ -74,7 +79,7 @@ class HeldOut(PairDataset):
         else:
             self._held = {}
         self.keypoints = {category: sorted(rows) for category, rows in self._held.items()} if keypoints else None
-        self._indices = [index for index in range(len(dataset)) if self._keeps(dataset[index])]
+        self._indices = [index for index, (category, visible) in enumerate(shown) if self._keeps(category, visible)]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -86,7 +91,7 @@ class HeldOut(PairDataset):
         if self.dataset.threshold == "keypoints":
             pair = replace(pair, target=replace(pair.target, bbox=_extent(pair)))
         if self.keypoints is not None:
-            kept = self._kept_rows(pair)
+            kept = self._kept_rows(pair.category, len(pair.visible))
             source = replace(pair.source, visible=pair.source.visible & kept)
             pair = replace(pair, source=source, target=replace(pair.target, visible=pair.target.visible & kept))
         return replace(pair, index=index)
@@ -107,25 +112,16 @@ class HeldOut(PairDataset):
         """The image files of the whole data set."""
         return self.dataset.files()
 
-    def _keeps(self, pair: Pair) -> bool:
+    def _keeps(self, category: str, visible: Tensor) -> bool:
         if self.categories is not None:
-            return (pair.category in self.categories) == (self.keep == "held_out")
-        return bool((pair.visible & self._kept_rows(pair)).any())
+            return (category in self.categories) == (self.keep == "held_out")
+        return bool((visible & self._kept_rows(category, len(visible))).any())
 
-    def _kept_rows(self, pair: Pair) -> Tensor:
-        """`(K,)` bool: rows that belong to this part."""
-        held = torch.zeros(len(pair.visible), dtype=torch.bool)
-        held[sorted(row for row in self._held.get(pair.category, ()) if row < len(held))] = True
+    def _kept_rows(self, category: str, count: int) -> Tensor:
+        """`(count,)` bool: rows of a pair that belong to this part."""
+        held = torch.zeros(count, dtype=torch.bool)
+        held[sorted(row for row in self._held.get(category, ()) if row < count)] = True
         return held if self.keep == "held_out" else ~held
-
-
-def _row_counts(dataset: PairDataset) -> dict[str, int]:
-    """The largest number of rows of each category, in order of first use."""
-    counts: dict[str, int] = {}
-    for index in range(len(dataset)):
-        pair = dataset[index]
-        counts[pair.category] = max(counts.get(pair.category, 0), len(pair.visible))
-    return counts
 
 
 def _rows(dataset: PairDataset, category: str, keypoints: list[int | str], count: int) -> set[int]:

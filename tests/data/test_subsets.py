@@ -150,6 +150,8 @@ def test_bad_arguments() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "give either `categories` or `keypoints`"),
         ({"categories": ["cat"], "keypoints": 0.5}, "give either"),
+        ({"categories": []}, r"`categories` is \[\]: name at least one"),
+        ({"keypoints": {}}, r"`keypoints` is \[\]: name at least one"),
         ({"categories": ["dog"]}, "`categories` is 'dog': no such category; choose from cat, bus"),
         ({"keypoints": {"dog": [1]}}, "`keypoints` is 'dog': no such category"),
         ({"keypoints": {"cat": [5]}}, "`keypoints` is 5: cat has rows 0 to 4; use one or one of nose, left ear"),
