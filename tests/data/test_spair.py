@@ -230,11 +230,13 @@ def test_damaged_layouts(root: Path, tmp_path: Path) -> None:
     layout = root / "Layout/large/test.txt"
     names = list(PAIRS)
     layout.write_bytes("\n".join([*names[:2], names[0]]).encode() + b"\ncaf\xe9:cat\n" + names[2].encode())
+    layout.write_bytes(layout.read_bytes() + b"\n0\x00:cat\n")
     dataset = SPair71k(root, keep_going=True)
     assert len(dataset) == 3
     assert [problem.remedy for problem in dataset.problems] == [
         f"pair {names[0]} stands there twice; remove one",
         "not UTF-8; save the file as UTF-8",
+        "cannot be read (ValueError); restore it",
     ]
     layout.unlink()
     with pytest.raises(InputError, match=r"large/test\.txt': no such file"):
@@ -270,6 +272,13 @@ def test_border_keypoints_move_onto_the_border(root: Path) -> None:
     change("trg_kps", [[40, 30], [-1, 0], [3, 3]])(root)
     pair = SPair71k(root)[0]
     assert pair.target.keypoints[pair.visible].tolist() == [[39.5, 29.5], [-0.5, 0], [3, 3]]
+
+
+def test_a_place_that_is_not_known_is_missing(root: Path) -> None:
+    change("trg_kps", [[1, 1], [float("nan"), 2], [3, 3]])(root)
+    pair = SPair71k(root)[0]
+    assert pair.source.visible.nonzero()[:, 0].tolist() == [1, 2, 3]
+    assert pair.visible.nonzero()[:, 0].tolist() == [1, 3]
 
 
 def test_a_cut_photo_is_found_when_it_is_decoded(root: Path) -> None:
