@@ -4,18 +4,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditf_probe.data.cub import CUB200
     from ditf_probe.data.datamodule import PairDataModule
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
+    from ditf_probe.data.pascal import PFPascal
+    from ditf_probe.data.spair import SPair71k
     from ditf_probe.data.stereo import StereoMotorcycle
+    from ditf_probe.data.subsets import HeldOut
     from ditf_probe.data.synthetic import SyntheticPairs
+    from ditf_probe.data.tss import TSS
     from ditf_probe.data.warped import WarpedPhotos
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
+    "CUB200",
+    "TSS",
+    "HeldOut",
+    "PFPascal",
     "PFWillow",
     "Pair",
     "PairDataModule",
     "PairDataset",
+    "SPair71k",
     "Side",
     "StereoMotorcycle",
     "SyntheticPairs",
@@ -24,10 +34,15 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CUB200": "cub",
+    "TSS": "tss",
+    "HeldOut": "subsets",
+    "PFPascal": "pascal",
     "PFWillow": "willow",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
     "PairDataset": "pairs",
+    "SPair71k": "spair",
     "Side": "pairs",
     "StereoMotorcycle": "stereo",
     "SyntheticPairs": "synthetic",

@@ -28,8 +28,8 @@ class Problems:
 
     @property
     def found(self) -> tuple[InputError, ...]:
-        """What was wrong, in order."""
-        return tuple(self._found)
+        """What was wrong, in order; once where many records share one damaged file."""
+        return tuple({str(error): error for error in self._found}.values())
 
     @contextmanager
     def record(self) -> Iterator[None]:
