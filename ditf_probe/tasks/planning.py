@@ -120,9 +120,10 @@ def plan(
             return PositionMatcher(row, rounding)
         if row.source == "rgb":
             return FeatureMatcher(row, rounding, _colour_stream(backbone.stride_at(block), features), [0])
-        untrained = row.source == "untrained"
-        stream = make_stream(backbone.untrained(), features, [block]) if untrained else streams[pass_of(features)]
-        return FeatureMatcher(row, rounding, stream, [block])
+        if row.source == "untrained":
+            row = row if backbone.has_adaln else replace(row, modulation="none")
+            return FeatureMatcher(row, rounding, make_stream(backbone.untrained(), features, [block]), [block])
+        return FeatureMatcher(row, rounding, streams[pass_of(features)], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
         remark = _whose(models[settings], blocks[name], settings)
@@ -176,9 +177,9 @@ def _zero_shot_block(argument: str, backbone: Backbone, features: BackboneFeatur
 
 
 def _check_adaln(backbone: Backbone, rows: Sequence[Row]) -> None:
-    """Refuses rows that no backbone without noise can have, before anything is computed."""
-    modulated = [row.name for row in rows if row.source in ("backbone", "untrained") and row.modulation == "adaln"]
-    if backbone.num_timesteps == 0 and modulated:
+    """Refuses rows that no backbone without AdaLN can have, before anything is computed."""
+    modulated = [row.name for row in rows if row.source == "backbone" and row.modulation == "adaln"]
+    if modulated and not backbone.has_adaln:
         remedy = f"{backbone.name} has no AdaLN, leave these rows out; raw and layer_norm are without"
         raise InputError("rows", modulated, remedy)
 
@@ -188,7 +189,7 @@ def _check_other(name: str, models: Models, features: BackboneFeatures) -> int:
     try:
         backbone = models[features]
         make_stream(backbone, features, features.blocks)
-        if backbone.num_timesteps == 0 and features.modulation == "adaln":
+        if features.modulation == "adaln" and not backbone.has_adaln:
             raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
         return _zero_shot_block("blocks", backbone, features)
     except InputError as error:

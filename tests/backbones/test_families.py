@@ -402,6 +402,7 @@ def test_a_block_loaded_for_one_tap_alone(name: str, backbone: Backbone, monkeyp
 def test_settings_are_plain_values_and_untrained_weights_differ(name: str, backbone: Backbone) -> None:
     settings = json.loads(json.dumps(backbone.settings()))
     assert settings["class"] == name
+    assert backbone.has_adaln
     assert backbone.untrained().settings()["weights_sha256"] != settings["weights_sha256"]
 
 
