@@ -95,7 +95,8 @@ def describe_backbone(
     """Describes a backbone without loading its weights; of a hub id only the configs are downloaded.
 
     Args:
-        name_or_path: As in `load_backbone`, but a single file must be one of `TinyDenoiser.save`.
+        name_or_path: As in `load_backbone`, but a single file must be one of `TinyDenoiser.save`, and models without
+            AdaLN (UNets, timm) are not described.
         last_block: The last block that will be asked for, from 0; None is the last of the model.
         last_tap: The only tap that will be asked of that block; None counts all of it.
         dtype: In which bytes are counted.
@@ -112,6 +113,8 @@ def describe_backbone(
         with parameters_on_meta(), torch.random.fork_rng(devices=[]):
             denoiser = TinyDenoiser(read_spec(path))
         return describe(name, denoiser.transformer, LatentSpace(), **asked)
+    if name.startswith("timm/"):
+        raise InputError("backbone", name, "models of timm are not described, give a diffusers transformer")
     if not path.is_dir():
         if name.count("/") != 1 or not all(name.split("/")) or path.suffix == ".safetensors":
             remedy = f"give {', '.join(PACKAGED)}, a file, a diffusers folder or a hub id owner/name"

@@ -11,7 +11,7 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.matching import Rounding
-from ditf_probe.probes import ProbeFacts, load_probe
+from ditf_probe.probes import ProbeFacts, load_probe, read_facts
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
@@ -58,10 +58,25 @@ def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list
     held = []
     for name, folder in folders.items():
         module, facts = load_probe(folder)
-        kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
-        settings = replace(features, blocks=list(facts.features["blocks"]), **kept)
-        held.append(HeldProbe(name, module, settings, facts))
+        held.append(HeldProbe(name, module, _trained_on(facts, features), facts))
     return held
+
+
+def requested(
+    features: BackboneFeatures, folders: Mapping[str, Path], others: Mapping[str, BackboneFeatures]
+) -> list[BackboneFeatures]:
+    """Everything that a comparison asks of its backbones; see `plan` and `held_probes` for the arguments.
+
+    Raises:
+        InputError: A folder is not a probe.
+    """
+    return [features, *(_trained_on(read_facts(folder), features) for folder in folders.values()), *others.values()]
+
+
+def _trained_on(facts: ProbeFacts, features: BackboneFeatures) -> BackboneFeatures:
+    """The features of an evaluation with the blocks, timestep, tap and modulation that a probe was trained on."""
+    kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
+    return replace(features, blocks=list(facts.features["blocks"]), **kept)
 
 
 def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
