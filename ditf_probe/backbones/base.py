@@ -83,6 +83,7 @@ class Backbone(nn.Module, ABC):
         stride: Pixels of the prepared image per token side, the largest where the blocks differ.
         num_timesteps: The last timestep; they run from 0 (clean) to this number, which is 0 for models without noise.
         modulation_conditions: What its shift and scale can be computed from.
+        has_adaln: Whether its blocks have a shift and a scale at all.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Backbone(nn.Module, ABC):
     stride: int
     num_timesteps: int = 1000
     modulation_conditions: tuple[ModulationCondition, ...] = ("t+c",)
+    has_adaln: bool = True
 
     @staticmethod
     def from_model(transformer: nn.Module, vae: nn.Module | None = None, **options: Any) -> "Backbone":

@@ -134,10 +134,7 @@ def tap_block(
         InputError: The block has no such tap, or the modulation no such part.
     """
     group, position, block = find_block(transformer, family, index)
-    if tap not in group_taps(group):
-        name = f"block {index} ({group.container}[{position}])"
-        reason = "has one AdaLN only, use tap attention" if tap == "mlp" else "has no projections to read"
-        raise InputError("tap", tap, f"{name} {reason}")
+    check_block_tap(group, index, position, tap)
     if tap in ("query", "key", "value"):
         assert group.projections is not None
         return _projection(index, block, group.projections, tap, group.order)
@@ -151,10 +148,43 @@ def tap_block(
     return StreamTap(index, group, layer, block, source, parts)
 
 
+def check_block_tap(group: BlockGroup, index: int, position: int, tap: Tap, argument: str = "tap") -> None:
+    """Refuses a tap that a block does not have.
+
+    Args:
+        group: The kind of the block.
+        index: Its flat index, from 0.
+        position: Its number among the blocks of that kind.
+        tap: The tap.
+        argument: What named it.
+
+    Raises:
+        InputError: The block has no such tap.
+    """
+    if tap not in group_taps(group):
+        name = f"block {index} ({group.container}[{position}])"
+        reason = "has one AdaLN only, use tap attention" if tap == "mlp" else "has no projections to read"
+        raise InputError(argument, tap, f"{name} {reason}")
+
+
 def group_taps(group: BlockGroup) -> tuple[Tap, ...]:
     """The taps of blocks of one kind."""
     streams: tuple[Tap, ...] = ("attention",) if group.mlp is None else ("attention", "mlp")
     return streams if group.projections is None else (*streams, "query", "key", "value")
+
+
+def modules_of_tap(group: BlockGroup, family: Family, tap: Tap) -> set[str]:
+    """Paths, in blocks of one kind, of the modules that a tap reads or calls itself."""
+    if tap in ("query", "key", "value"):
+        assert group.projections is not None
+        norm = {"query": group.projections.query_norm, "key": group.projections.key_norm}.get(tap)
+        return {getattr(group.projections, tap)} | ({norm} if norm else set())
+    layer = group.attention if tap == "attention" else group.mlp
+    assert layer is not None
+    modulation = set() if group.modulation.shared else {group.modulation.module}
+    parts = family.parts
+    embeddings = set() if parts is None or parts.shared else {*parts.time, *parts.condition}
+    return ({layer.entry, layer.norm} | modulation | embeddings) - {""}
 
 
 def modulation_conditions(family: Family) -> tuple[ModulationCondition, ...]:

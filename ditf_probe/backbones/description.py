@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,6 +68,7 @@ class Description:
         stride: Pixels of the prepared image per token side; None where the folder has no autoencoder to tell.
         total: The weights of the whole transformer.
         last_block: The last block that is asked for.
+        last_tap: The only tap that is asked of it, None for any.
         loaded: The weights of the transformer that are loaded for it.
         vae: The weights of the autoencoder, None where there is none.
     """
@@ -78,31 +80,41 @@ class Description:
     stride: int | None
     total: Amount
     last_block: int
+    last_tap: Tap | None
     loaded: Amount
     vae: Amount | None
 
 
 def describe_backbone(
-    name_or_path: str | Path, *, last_block: int | None = None, dtype: torch.dtype = torch.bfloat16
+    name_or_path: str | Path,
+    *,
+    last_block: int | None = None,
+    last_tap: Tap | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Description:
     """Describes a backbone without loading its weights; of a hub id only the configs are downloaded.
 
     Args:
-        name_or_path: As in `load_backbone`, but a single file must be one of `TinyDenoiser.save`.
+        name_or_path: As in `load_backbone`, but a single file must be one of `TinyDenoiser.save`, and models without
+            AdaLN (UNets, timm) are not described.
         last_block: The last block that will be asked for, from 0; None is the last of the model.
+        last_tap: The only tap that will be asked of that block; None counts all of it.
         dtype: In which bytes are counted.
 
     Raises:
         InputError: Nothing of that name, no such block, or a class without an entry.
     """
     name, path = str(name_or_path), PACKAGED.get(str(name_or_path), Path(name_or_path).expanduser())
+    asked: Any = {"last_block": last_block, "last_tap": last_tap, "dtype": dtype}
     if path.is_file():
         if path.suffix != ".safetensors" or not is_tiny(path):
             remedy = "the file does not describe its model, give the folder of the transformer's config.json"
             raise InputError("backbone", name, remedy)
         with parameters_on_meta(), torch.random.fork_rng(devices=[]):
             denoiser = TinyDenoiser(read_spec(path))
-        return describe(name, denoiser.transformer, LatentSpace(), last_block=last_block, dtype=dtype)
+        return describe(name, denoiser.transformer, LatentSpace(), **asked)
+    if name.startswith("timm/"):
+        raise InputError("backbone", name, "models of timm are not described, give a diffusers transformer")
     if not path.is_dir():
         if name.count("/") != 1 or not all(name.split("/")) or path.suffix == ".safetensors":
             remedy = f"give {', '.join(PACKAGED)}, a file, a diffusers folder or a hub id owner/name"
@@ -116,7 +128,7 @@ def describe_backbone(
     if home != path and (path / "vae" / "config.json").is_file():
         vae_config = read_json(path / "vae" / "config.json")
         space = LatentSpace(build_skeleton(model_class(vae_config, path / "vae"), vae_config))
-    return describe(name, transformer, space, last_block=last_block, dtype=dtype)
+    return describe(name, transformer, space, **asked)
 
 
 def describe(
@@ -125,6 +137,7 @@ def describe(
     space: LatentSpace | None = None,
     *,
     last_block: int | None = None,
+    last_tap: Tap | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Description:
     """Describes a transformer, whose parameters may be on the device "meta"; it is truncated at the last block.
@@ -134,6 +147,7 @@ def describe(
         transformer: A diffusers model of a known class.
         space: The space in which it denoises, None where that is not known.
         last_block: As in `describe_backbone`.
+        last_tap: As in `describe_backbone`.
         dtype: As in `describe_backbone`.
 
     Raises:
@@ -142,8 +156,8 @@ def describe(
     family = FAMILIES[type(transformer).__name__]
     groups, total = _groups(transformer, family, dtype), _amount(transformer, dtype)
     last = groups[-1].last if last_block is None else last_block
-    if last_block is not None:
-        truncate(transformer, family, last)
+    if last_block is not None or last_tap is not None:
+        truncate(transformer, family, last, last_tap)
     return Description(
         name=name,
         transformer=type(transformer).__name__,
@@ -152,6 +166,7 @@ def describe(
         stride=None if space is None else space.stride * family.patch(transformer.config, space.channels),
         total=total,
         last_block=last,
+        last_tap=last_tap,
         loaded=_amount(transformer, dtype),
         vae=None if space is None or space.vae is None else _amount(space.vae, dtype),
     )

@@ -28,7 +28,8 @@ def print_description(description: Description, dtype: str, console: Console | N
     stride = "not known without an autoencoder" if description.stride is None else f"{description.stride} pixels"
     facts.add_row("stride", stride)
     facts.add_row("transformer, whole", _readable(description.total))
-    facts.add_row(f"transformer, up to block {description.last_block}", _readable(description.loaded))
+    tap = "" if description.last_tap is None else f", tap {description.last_tap}"
+    facts.add_row(f"transformer, up to block {description.last_block}{tap}", _readable(description.loaded))
     if description.vae is not None:
         facts.add_row("autoencoder", _readable(description.vae))
     shown = console or Console()

@@ -20,12 +20,12 @@ from ditf_probe.backbones.checks import (
 )
 from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import known_sha256, plain
+from ditf_probe.backbones.fingerprint import initialised_sha256, known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.prompts import PromptEncoder
 from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import containers, find_block, recording
-from ditf_probe.backbones.truncation import check_loaded, last_loaded, truncate
+from ditf_probe.backbones.truncation import check_loaded, leave_out_alike
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
 
@@ -144,7 +144,7 @@ class DiffusionBackbone(Backbone):
         check_choice("tap", tap, Tap)
         check_condition(modulation_condition, self.modulation_conditions, self.name)
         chosen = check_blocks(blocks, self.num_blocks)
-        check_loaded(chosen, last_loaded(self.transformer, self.family))
+        check_loaded(self.transformer, self.family, chosen, tap)
         taps = [tap_block(self.transformer, self.family, index, tap, modulation_condition) for index in chosen]
         ids = check_ids(image_ids, len(images)) if image_ids is not None else [image_hash(x) for x in images]
         condition = self._condition(conditions, len(images))
@@ -197,10 +197,15 @@ class DiffusionBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformer = type(self.transformer).from_config(self.transformer.config)
-            if (last := last_loaded(self.transformer, self.family)) < self.num_blocks - 1:
-                truncate(transformer, self.family, last)
+            for path, weight in transformer.named_parameters():
+                if path.rpartition(".")[2] in self.family.uninitialised:
+                    bound = weight.shape[-2] ** -0.5
+                    nn.init.uniform_(weight, -bound, bound)
+            leave_out_alike(transformer, self.transformer)
             if embedding is not None:
                 embedding = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim).to(embedding.weight)
+        facts = {"class": type(transformer).__name__, "config": plain(transformer.config), "seed": seed}
+        facts["labels"] = None if embedding is None else embedding.num_embeddings
         return DiffusionBackbone(
             nn.Module.to(transformer, self.device, self.transformer.dtype),  # that of diffusers warns for nothing
             self.latents.vae,
@@ -212,6 +217,7 @@ class DiffusionBackbone(Backbone):
             posterior=self.latents.posterior,
             guidance=self.guidance or 0.0,
             max_batch=self.max_batch,
+            weights_sha256=partial(initialised_sha256, facts, self.latents),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -251,5 +257,5 @@ class DiffusionBackbone(Backbone):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file, or of the tensors in memory where there is no file."""
+        """SHA-256 of the weights file, of what an untrained model is made of, or else of the tensors in memory."""
         return known_sha256(self._weights_sha256, self)

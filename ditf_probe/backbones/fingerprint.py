@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ def known_sha256(known: str | Callable[[], str] | None, module: nn.Module) -> st
     if known is None:
         return module_sha256(module)
     return known if isinstance(known, str) else known()
+
+
+def initialised_sha256(facts: Mapping[str, Any], trained: nn.Module) -> str:
+    """SHA-256 for weights that were initialised anew, of which not all need to be in memory.
+
+    Args:
+        facts: What the weights follow from, as JSON values: class, configuration and seed.
+        trained: Modules beside them that were not initialised anew.
+    """
+    text = f"{json.dumps(facts, sort_keys=True)} {module_sha256(trained)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.base import Backbone, Tap
 from ditf_probe.backbones.checkpoints import Checkpoint
 from ditf_probe.backbones.checks import check_options
 from ditf_probe.backbones.diffusion import DiffusionBackbone
@@ -37,6 +37,7 @@ def load_backbone(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     last_block: int | None = None,
+    last_tap: Tap | None = None,
     config: str | Path | None = None,
     quantization: Quantization | None = None,
     offload: Offload = "none",
@@ -56,6 +57,8 @@ def load_backbone(
         last_block: The last block that will be asked for, from 0. Later blocks and the output head are not loaded:
             their weights are neither read nor given memory (those of single files and of quantised models are read
             and dropped). Every number stays the same.
+        last_tap: The only tap of that block that will be asked for. What runs in it after the tap is not loaded either,
+            and other taps that need it are refused.
         config: For a single file: a local pipeline folder (for its autoencoder and scheduler too), a transformer
             folder, or the transformer's config.json.
         quantization: "nf4" or "int8" (bitsandbytes, on a GPU), "fp8" (torchao), or "gguf", which `.gguf` files are
@@ -71,7 +74,8 @@ def load_backbone(
         InputError: Nothing of that name, a class without an entry, damaged or incomplete weights, an unknown option.
     """
     name, path = str(name_or_path), PACKAGED.get(str(name_or_path), Path(name_or_path).expanduser())
-    kept = {"last_block": last_block, "quantization": quantization, "offload": None if offload == "none" else offload}
+    part = {"last_block": last_block, "last_tap": last_tap}
+    kept = part | {"quantization": quantization, "offload": None if offload == "none" else offload}
     if name.startswith("timm/"):
         from ditf_probe.backbones.timm_loading import load_timm  # timm is slow to import
 
@@ -79,11 +83,11 @@ def load_backbone(
         return load_timm(name.removeprefix("timm/"), device, dtype, **options)
     check_options(options, DiffusionBackbone, without=_SET_BY_LOADING)
     where = resolve_device(device)
-    how = WeightOptions.checked(path, where, last_block, quantization, offload)
+    how = WeightOptions.checked(path, where, last_block, last_tap, quantization, offload)
     if path.is_file():
         given = {"name": name if name in PACKAGED else path.stem} | options
         if path.suffix != ".gguf" and is_tiny(path):
-            _refuse(name, **(kept | {"config": config, "last_block": None}))
+            _refuse(name, **(kept | {"config": config} | dict.fromkeys(part)))
             return load_tiny(path, where, dtype, how, **given)
         return load_single_file(path, config, where, resolve_dtype(dtype, where), how, **given)
     if path.suffix in SUFFIXES:
@@ -158,7 +162,8 @@ def load_folder(
     if named_class(config) == UNET:
         check_options(options, DIFTBackbone)
         offload = None if how.offload == "none" else how.offload
-        _refuse(f"the {UNET} of {folder}", last_block=how.last_block, quantization=how.quantization, offload=offload)
+        kept = {"last_block": how.last_block, "last_tap": how.last_tap, "quantization": how.quantization}
+        _refuse(f"the {UNET} of {folder}", **kept, offload=offload)
         unet = load_model(home, dtype, device)
         return _with_pipeline(unet, Checkpoint.find(home).files, pipeline, device, dtype, how, **options)
     family = find_entry(config, home)
@@ -167,7 +172,7 @@ def load_folder(
         transformer = load_quantised(home, how.quantization, device, dtype)
         how.cut(transformer, family)
     else:
-        transformer = load_model(home, dtype, how.resting_place(device), how.last_block)
+        transformer = load_model(home, dtype, how.resting_place(device), how.last_block, how.last_tap)
     given = {"quantization": how.quantization or ("saved" if saved else None)} | options
     return _with_pipeline(transformer, Checkpoint.find(home).files, pipeline, device, dtype, how, **given)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ditf_probe.backbones.base import Tap
 from ditf_probe.backbones.checkpoints import Checkpoint
 from ditf_probe.backbones.model_configs import find_entry, model_class, read_json
 from ditf_probe.backbones.truncation import truncate
@@ -19,7 +20,11 @@ _FORMER = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), ("
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, device: torch.device | None = None, last_block: int | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    last_block: int | None = None,
+    last_tap: Tap | None = None,
 ) -> nn.Module:
     """Loads one diffusers model straight onto a device, tensor by tensor.
 
@@ -28,6 +33,7 @@ def load_model(
         dtype: Of floating-point weights, except those that the class keeps in float32.
         device: Where to put it; the CPU by default.
         last_block: The last block to load, for a transformer of a known class; None loads everything.
+        last_tap: The only tap of that block that will be asked for; None loads all of the block.
 
     Raises:
         InputError: Unknown class, missing or damaged files, or missing tensors.
@@ -35,7 +41,7 @@ def load_model(
     config = read_json(folder / "config.json")
     model = build_skeleton(model_class(config, folder), config)
     if last_block is not None:
-        truncate(model, find_entry(config, folder), last_block)
+        truncate(model, find_entry(config, folder), last_block, last_tap)
     fill(model, Checkpoint.find(folder), device or torch.device("cpu"), dtype)
     return model
 

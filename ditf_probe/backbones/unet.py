@@ -46,6 +46,8 @@ class DIFTBackbone(Backbone):
         InputError: Another class, a UNet with further inputs, or parts that do not fit each other.
     """
 
+    has_adaln = False
+
     def __init__(
         self,
         unet: nn.Module,

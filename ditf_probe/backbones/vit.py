@@ -36,6 +36,7 @@ class TimmBackbone(Backbone):
     mean: Tensor
     std: Tensor
     num_timesteps = 0
+    has_adaln = False
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ditf_probe.backbones.base import Tap
 from ditf_probe.backbones.families import Family
 from ditf_probe.backbones.offloading import Offload, check_offload
 from ditf_probe.backbones.quantised import Quantization, check_quantization
@@ -19,11 +20,13 @@ class WeightOptions:
 
     Attributes:
         last_block: The last block that will be asked for, from 0; None loads everything.
+        last_tap: The only tap of that block that will be asked for; None loads all of it.
         quantization: How the weights are quantised, None for not at all.
         offload: Where they rest.
     """
 
     last_block: int | None = None
+    last_tap: Tap | None = None
     quantization: Quantization | None = None
     offload: Offload = "none"
 
@@ -33,6 +36,7 @@ class WeightOptions:
         path: Path,
         device: torch.device,
         last_block: int | None,
+        last_tap: Tap | None,
         quantization: Quantization | None,
         offload: Offload,
     ) -> "WeightOptions":
@@ -42,12 +46,15 @@ class WeightOptions:
             path: The file, folder or hub id that is to be loaded.
             device: Where it is to run.
             last_block: See above.
+            last_tap: See above.
             quantization: See above.
             offload: See above.
 
         Raises:
             InputError: An option is unknown, contradicts another or the file, or needs a package or a GPU.
         """
+        if last_tap is not None and last_block is None:
+            raise InputError("last_tap", last_tap, "is a tap of the last block, name that with last_block")
         is_gguf = path.suffix == ".gguf"
         kind = "gguf" if is_gguf and quantization is None else quantization
         check_offload(offload, kind)
@@ -55,20 +62,20 @@ class WeightOptions:
             check_quantization(kind, device)
             if (kind == "gguf") != is_gguf:
                 raise InputError("quantization", kind, f"gguf is for .gguf files and they for it, not for {path}")
-        return cls(last_block, kind, offload)
+        return cls(last_block, last_tap, kind, offload)
 
     def resting_place(self, device: torch.device) -> torch.device:
         """Where the weights are put first, for a model that computes on a device."""
         return device if self.offload == "none" else torch.device("cpu")
 
     def cut(self, transformer: nn.Module, family: Family) -> None:
-        """Drops what comes after the last block, in place.
+        """Drops what comes after the last block and its tap, in place.
 
         Raises:
-            InputError: The model has no such block.
+            InputError: The model has no such block, or the block no such tap.
         """
         if self.last_block is not None:
-            truncate(transformer, family, self.last_block)
+            truncate(transformer, family, self.last_block, self.last_tap)
 
 
 ALL_OF_IT = WeightOptions()

@@ -13,6 +13,7 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument("backbone", help="name, folder or hub id, as in load_backbone")
     parser.add_argument("--last-block", type=int, help="the last block that will be asked for; the last one by default")
+    parser.add_argument("--last-tap", help="the only tap that will be asked of that block; any by default")
     parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16")
     parser.set_defaults(run=_run)
 
@@ -24,5 +25,7 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.dtype not in DTYPES:
         raise InputError("dtype", options.dtype, f"use one of {', '.join(DTYPES)}")
-    described = describe_backbone(options.backbone, last_block=options.last_block, dtype=DTYPES[options.dtype])
+    described = describe_backbone(
+        options.backbone, last_block=options.last_block, last_tap=options.last_tap, dtype=DTYPES[options.dtype]
+    )
     print_description(described, options.dtype)

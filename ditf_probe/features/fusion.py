@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import check_size
 from ditf_probe.matching.cosines import check_features, not_finite
+from ditf_probe.precision import to_float64
 
 Grid = Literal["finest", "coarsest"]
 
@@ -96,9 +97,9 @@ def joint_pca(source: Tensor, target: Tensor, channels: int) -> tuple[Tensor, Te
             raise not_finite(argument, features)
     if channels < 1:
         raise InputError("channels", channels, "keep at least one channel")
-    rows = torch.cat([source.flatten(1), target.flatten(1)], dim=1).T.double()
+    rows = to_float64(torch.cat([source.flatten(1), target.flatten(1)], dim=1).T)
     scores = _principal_scores(rows - rows.mean(0), channels).T
-    scores = scores.to(torch.promote_types(source.dtype, torch.float32))
+    scores = scores.to(torch.promote_types(source.dtype, torch.float32)).to(source.device)
     tokens = source[0].numel()
     return scores[:, :tokens].reshape(-1, *source.shape[1:]), scores[:, tokens:].reshape(-1, *target.shape[1:])
 

@@ -22,6 +22,8 @@ class ColourPatches(Backbone):
         stride: Side of a patch in pixels of the prepared image.
     """
 
+    has_adaln = False
+
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.name = "rgb patches"

@@ -20,7 +20,7 @@ from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.models import Models
-from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, streams_of
+from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
 from ditf_probe.tasks.prompts import encode_prompts
 from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, check_fusions, check_names, chosen_rows, probe_names
@@ -91,8 +91,12 @@ class CorrespondenceTask(L.LightningModule):
     def models(self) -> Models:
         """The frozen backbones, on the device of the trainer; each loaded on first use."""
         if self._models is None:
-            self._models = Models(self.trainer.strategy.root_device)
+            self._models = Models(self.trainer.strategy.root_device, self.requests())
         return self._models
+
+    def requests(self) -> list[BackboneFeatures]:
+        """Everything that is asked of backbones: they are loaded up to the last block that is needed, see `Models`."""
+        return requested(self.features, self.probe_folders, self.others)
 
     @property
     def backbone(self) -> Backbone:

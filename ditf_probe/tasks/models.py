@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
+from ditf_probe.backbones.description import describe_backbone
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.reloadable import ModelSlot, ReloadableBackbone
+from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.tasks.prompts import loading_options
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -25,10 +28,13 @@ class Models:
 
     Args:
         device: Where they compute.
+        requests: Everything that will be asked of any backbone, so that each is loaded only as far as that; see
+            `loaded_part`. None loads them whole.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, requests: Sequence[BackboneFeatures] | None = None) -> None:
         self.device = device
+        self._requests = requests
         self._slot = ModelSlot()
         self._found: dict[tuple[str, str, str, str], Backbone] = {}
 
@@ -38,14 +44,50 @@ class Models:
         Raises:
             InputError: It cannot be loaded; see `load_backbone`.
         """
-        options = loading_options(features, torch.device(self.device))
-        text = features.text_encoders, features.prompt_cache, features.text_options
-        asked = None if features.prompt is None and features.captions is None else text
-        key = (features.backbone, repr(features.options), features.dtype, repr(asked))
+        key = _weights_of(features)
         if key not in self._found:
+            options = loading_options(features, torch.device(self.device))
+            if self._requests is not None:
+                options |= loaded_part(features, [x for x in self._requests if _weights_of(x) == key])
             load = partial(load_backbone, features.backbone, device=self.device, dtype=features.dtype, **options)
             self._found[key] = ReloadableBackbone(load, self._slot)
         return self._found[key]
+
+
+def loaded_part(features: BackboneFeatures, requests: Sequence[BackboneFeatures]) -> dict[str, Any]:
+    """As far as a backbone has to be loaded for all that is asked of it; its blocks are counted without its weights.
+
+    Args:
+        features: Names the backbone.
+        requests: What is asked of it: blocks, and the tap of each.
+
+    Returns:
+        `last_block` and `last_tap` of `load_backbone`: the last of the blocks, and its tap where only one is asked for.
+        Empty where `features.options` says it already; and for a UNet, a model of timm, or a single file whose
+        `config` is no folder.
+    """
+    if not features.options.keys().isdisjoint(("last_block", "last_tap")):
+        return {}
+    try:
+        groups = describe_backbone(features.options.get("config", features.backbone)).groups
+    except InputError:
+        return {}  # what is wrong with it, if anything, `load_backbone` says
+    count = groups[-1].last + 1
+    # Blocks and taps that are not there are refused by the rows that name them.
+    asked = [(block % count, x.tap) for x in requests for block in x.blocks if -count <= block < count]
+    if not asked:
+        return {}
+    last = max(block for block, _ in asked)
+    taps = {tap for block, tap in asked if block == last}
+    known = next(group.taps for group in groups if last <= group.last)
+    return {"last_block": last, "last_tap": taps.pop() if len(taps) == 1 and taps <= set(known) else None}
+
+
+def _weights_of(features: BackboneFeatures) -> tuple[str, str, str, str]:
+    """What must be equal for features to share a backbone."""
+    text = features.text_encoders, features.prompt_cache, features.text_options
+    asked = None if features.prompt is None and features.captions is None else text
+    return features.backbone, repr(features.options), features.dtype, repr(asked)
 
 
 def shared_streams(models: Models, requests: Sequence[BackboneFeatures]) -> Mapping[str, Stream]:

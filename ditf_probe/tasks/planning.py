@@ -11,7 +11,7 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.matching import Rounding
-from ditf_probe.probes import ProbeFacts, load_probe
+from ditf_probe.probes import ProbeFacts, load_probe, read_facts
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
@@ -58,10 +58,25 @@ def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list
     held = []
     for name, folder in folders.items():
         module, facts = load_probe(folder)
-        kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
-        settings = replace(features, blocks=list(facts.features["blocks"]), **kept)
-        held.append(HeldProbe(name, module, settings, facts))
+        held.append(HeldProbe(name, module, _trained_on(facts, features), facts))
     return held
+
+
+def requested(
+    features: BackboneFeatures, folders: Mapping[str, Path], others: Mapping[str, BackboneFeatures]
+) -> list[BackboneFeatures]:
+    """Everything that a comparison asks of its backbones; see `plan` and `held_probes` for the arguments.
+
+    Raises:
+        InputError: A folder is not a probe.
+    """
+    return [features, *(_trained_on(read_facts(folder), features) for folder in folders.values()), *others.values()]
+
+
+def _trained_on(facts: ProbeFacts, features: BackboneFeatures) -> BackboneFeatures:
+    """The features of an evaluation with the blocks, timestep, tap and modulation that a probe was trained on."""
+    kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
+    return replace(features, blocks=list(facts.features["blocks"]), **kept)
 
 
 def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
@@ -120,9 +135,10 @@ def plan(
             return PositionMatcher(row, rounding)
         if row.source == "rgb":
             return FeatureMatcher(row, rounding, _colour_stream(backbone.stride_at(block), features), [0])
-        untrained = row.source == "untrained"
-        stream = make_stream(backbone.untrained(), features, [block]) if untrained else streams[pass_of(features)]
-        return FeatureMatcher(row, rounding, stream, [block])
+        if row.source == "untrained":
+            row = row if backbone.has_adaln else replace(row, modulation="none")
+            return FeatureMatcher(row, rounding, make_stream(backbone.untrained(), features, [block]), [block])
+        return FeatureMatcher(row, rounding, streams[pass_of(features)], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
         remark = _whose(models[settings], blocks[name], settings)
@@ -176,9 +192,9 @@ def _zero_shot_block(argument: str, backbone: Backbone, features: BackboneFeatur
 
 
 def _check_adaln(backbone: Backbone, rows: Sequence[Row]) -> None:
-    """Refuses rows that no backbone without noise can have, before anything is computed."""
-    modulated = [row.name for row in rows if row.source in ("backbone", "untrained") and row.modulation == "adaln"]
-    if backbone.num_timesteps == 0 and modulated:
+    """Refuses rows that no backbone without AdaLN can have, before anything is computed."""
+    modulated = [row.name for row in rows if row.source == "backbone" and row.modulation == "adaln"]
+    if modulated and not backbone.has_adaln:
         remedy = f"{backbone.name} has no AdaLN, leave these rows out; raw and layer_norm are without"
         raise InputError("rows", modulated, remedy)
 
@@ -188,7 +204,7 @@ def _check_other(name: str, models: Models, features: BackboneFeatures) -> int:
     try:
         backbone = models[features]
         make_stream(backbone, features, features.blocks)
-        if backbone.num_timesteps == 0 and features.modulation == "adaln":
+        if features.modulation == "adaln" and not backbone.has_adaln:
             raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
         return _zero_shot_block("blocks", backbone, features)
     except InputError as error:

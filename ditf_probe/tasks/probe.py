@@ -96,6 +96,11 @@ class ProbeTask(CorrespondenceTask):
         self._fit: list[Stream] = []
         self._rng: dict[str, Any] = {}
 
+    def requests(self) -> list[BackboneFeatures]:
+        """As in `CorrespondenceTask`, with the blocks that probes are trained on."""
+        trained = [blocks for name in self.factories if (blocks := self.blocks_of.get(name)) is not None]
+        return [*super().requests(), *(replace(self.features, blocks=blocks) for blocks in trained)]
+
     def configure_model(self) -> None:
         """Builds the probes, once the width of the backbone is known."""
         if self.probes or self.trainer.state.fn != "fit":

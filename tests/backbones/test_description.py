@@ -30,6 +30,8 @@ FLUX_DEV = {
     "axes_dims_rope": [16, 56, 56],
 }
 
+LAST = {"last_block": 28, "last_tap": "attention"}
+
 
 def linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
@@ -53,7 +55,9 @@ def test_flux_dev_in_full_size_takes_no_memory() -> None:
     assert found.loaded.size == 2 * found.loaded.parameters
     assert (readable_count(found.total.parameters), readable_size(found.loaded.size)) == ("11.90 B", "14.7 GiB")
     before = found.loaded.parameters - single  # the 28 blocks whose output block 28 reads
-    assert readable_count(before) == "7.78 B"
+    tapped = describe("FLUX.1-dev", build_skeleton(diffusers.FluxTransformer2DModel, FLUX_DEV), **LAST).loaded
+    assert tapped.parameters == before + linear(width, 3 * width) == 7_804_489_472  # and its own modulation
+    assert (readable_count(tapped.parameters), readable_size(tapped.size)) == ("7.80 B", "14.5 GiB")
     spans = [(group.first, group.last, group.each.parameters) for group in found.groups]
     assert spans == [(0, 18, double), (19, 56, single)]
     assert "mlp" in found.groups[0].taps
@@ -76,12 +80,13 @@ def save_pipeline(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_tells_what_a_backbone_has(name: str, tmp_path: Path) -> None:
     folder = save_pipeline(name, tmp_path)
-    found = describe_backbone(folder, last_block=0, dtype=torch.float32)
+    last = {"last_block": 0, "last_tap": "attention"}
+    found = describe_backbone(folder, **last, dtype=torch.float32)
     for part, cls in (("transformer", name), ("vae", FAMILIES[name].vae)):
         model = getattr(diffusers, cls).from_config(json.loads((folder / part / "config.json").read_text()))
         model.save_pretrained(folder / part)
     whole = load_backbone(folder, device="cpu")
-    part = load_backbone(folder, device="cpu", last_block=0)
+    part = load_backbone(folder, device="cpu", **last)
     assert (found.channels, found.stride, found.transformer) == (whole.channels, whole.stride, name)
     assert found.groups[-1].last == whole.num_blocks - 1
     assert all(group.taps == whole.taps(group.first) for group in found.groups)
@@ -123,6 +128,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert word in shown
     assert readable_count(found.loaded.parameters) in shown
     assert readable_size(found.total.size) in shown
+    main(["info", str(folder), "--last-block", "1", "--last-tap", "attention", "--dtype", "float32"])
+    shown = capsys.readouterr().out
+    less = describe_backbone(folder, last_block=1, last_tap="attention", dtype=torch.float32)
+    assert "up to block 1, tap attention" in shown
+    assert readable_count(less.loaded.parameters) in shown
+    assert less.loaded.parameters < found.loaded.parameters
     main(["info", "ditf-tiny"])
     shown = capsys.readouterr().out
     tiny = load_backbone("ditf-tiny", device="cpu")
@@ -137,6 +148,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     [
         (["no-such-thing"], "ditf-tiny"),
         (["ditf-tiny", "--last-block", "99"], "`last_block`"),
+        (["ditf-tiny", "--last-tap", "both"], "`last_tap`"),
         (["ditf-tiny", "--dtype", "int8"], "`dtype`"),
     ],
 )

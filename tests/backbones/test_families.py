@@ -4,9 +4,11 @@ References hook the input of the next sub-layer and share no code with taps and 
 """
 
 import contextlib
+import copy
+import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
-from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.base import Backbone, Tap
 from ditf_probe.backbones.draws import NoisyBatch
 from ditf_probe.backbones.families import FAMILIES
+from ditf_probe.backbones.latents import LatentSpace
+from ditf_probe.backbones.truncation import NotLoaded, truncate
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
@@ -339,17 +343,71 @@ def test_early_exit_is_bit_equal_and_leaves_no_hook(name: str, backbone: Backbon
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.transformer.modules())
 
 
+def ends(backbone: Backbone) -> list[int]:
+    """The first block, and the last one of every kind."""
+    counts = [len(backbone.transformer.get_submodule(group.container)) for group in backbone.family.groups]
+    return [0, *(end - 1 for end in itertools.accumulate(counts))]
+
+
+class Alarm(nn.Module):
+    """Stands where a module was, and tells that it is called."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("called")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_block_loaded_for_one_tap_alone(name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same features bit for bit, from not a part more than they need; taps that need more are refused."""
+    images, options = pictures(backbone)[:1], {"timestep": T, "image_ids": IDS[:1]}
+    with torch.no_grad():
+        encoded = backbone.latents.encode(images)
+    monkeypatch.setattr(LatentSpace, "encode", lambda self, pixels: encoded)
+    weights = [*backbone.transformer.parameters(), *backbone.transformer.buffers()]  # shared with the parts
+    whole = {
+        tap: backbone(images, blocks=blocks, tap=tap, **options)
+        for tap in get_args(Tap)
+        if (blocks := blocks_with(backbone, tap))
+    }
+    for last, tap in itertools.product(ends(backbone), get_args(Tap)):
+        transformer = copy.deepcopy(backbone.transformer, {id(weight): weight for weight in weights})
+        if tap not in backbone.taps(last):
+            with pytest.raises(InputError, match=f"`last_tap` is '{tap}': block {last} "):
+                truncate(transformer, backbone.family, last, tap)
+            continue
+        truncate(transformer, backbone.family, last, tap)
+        part = Backbone.from_model(transformer, backbone.latents.vae)
+        _, block = list(all_blocks(part))[last]
+        assert any(isinstance(module, NotLoaded) for module in block.modules())
+        projections = {"query", "key", "value"} & set(backbone.taps(last))  # their order is that of the class
+        earlier = {"attention", tap} | (projections if tap == "mlp" else set())
+        later = set(backbone.taps(last)) - {"attention", tap} - (set() if tap == "attention" else projections)
+        for other in earlier:
+            found = part(images, blocks=[last], tap=other, **options)[last]
+            for field in ("hidden_states", "shift", "scale", "gate"):
+                here, there = getattr(found, field), getattr(whole[other][last], field)
+                assert (here is None and there is None) or torch.equal(here, there)
+        for other in later:
+            with pytest.raises(InputError, match=f"`tap` is '{other}': block {last} was loaded for .*{tap}.* alone"):
+                part(images, blocks=[last], tap=other, **options)
+        for path, child in list(block.named_children()):
+            if last and not isinstance(child, NotLoaded):
+                setattr(block, path, Alarm())
+                with pytest.raises((RuntimeError, AttributeError)):
+                    part(images, blocks=[last], tap=tap, **options)
+                setattr(block, path, child)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_settings_are_plain_values_and_untrained_weights_differ(name: str, backbone: Backbone) -> None:
     settings = json.loads(json.dumps(backbone.settings()))
     assert settings["class"] == name
+    assert backbone.has_adaln
     assert backbone.untrained().settings()["weights_sha256"] != settings["weights_sha256"]
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_strides_and_channels_are_those_of_the_latents(name: str) -> None:
-    from ditf_probe.backbones.latents import LatentSpace
-
     vae = randomise(getattr(diffusers, name)(**AUTOENCODERS[name].tiny))
     space = LatentSpace(vae)
     side = 4 * space.stride

@@ -94,6 +94,24 @@ def test_it_holds_not_a_parameter_more(pipeline: Path) -> None:
     part.to("cpu", torch.float64)  # nothing is left that could not be moved
 
 
+def test_of_the_last_block_only_what_a_tap_needs(pipeline: Path) -> None:
+    """What runs in it after the tap is not in memory, not in an untrained control either; settings are the same."""
+    full = load_backbone(pipeline, device="cpu")
+    last = full.num_blocks - 1
+    part = load_backbone(pipeline, device="cpu", last_block=last, last_tap="attention")
+    for first, second in ((full, part), (full.untrained(), part.untrained())):
+        runs = [b(picture(full), blocks=[0, last], tap="attention", **RUN) for b in (first, second)]
+        assert all(torch.equal(runs[0][block].hidden_states, runs[1][block].hidden_states) for block in (0, last))
+        assert first.settings() == second.settings()
+    whole, held = (dict(b.transformer.named_parameters()) for b in (full, part))
+    assert held.keys() == dict(part.untrained().transformer.named_parameters()).keys()
+    group = part.family.groups[-1]
+    spared = {name for name in whole.keys() - held.keys() if name.startswith(f"{group.container}.")}
+    # The attention at least, or all that attention and MLP project.
+    assert sum(whole[name].numel() for name in spared) > part.channels**2
+    assert not any(tensor.is_meta for tensor in [*part.transformer.parameters(), *part.transformer.buffers()])
+
+
 def test_reading_equals_that_of_diffusers(pipeline: Path) -> None:
     """Every weight and every buffer, also in bfloat16, where some classes keep a part in float32."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -129,8 +147,8 @@ def test_the_untrained_control_of_a_part(pipeline: Path) -> None:
     assert_same_features(full, part, [0])
 
 
-def small(tmp_path: Path, name: str = "DiTTransformer2DModel") -> Path:
-    transformer = randomise(getattr(diffusers, name)(**FAMILIES[name].tiny))
+def small(tmp_path: Path, name: str = "DiTTransformer2DModel", **config: object) -> Path:
+    transformer = randomise(getattr(diffusers, name)(**(FAMILIES[name].tiny | config)))
     transformer.save_pretrained(tmp_path / name)
     return tmp_path / name
 
@@ -149,6 +167,18 @@ def test_blocks_that_are_not_there(tmp_path: Path) -> None:
         assert "`last_block`" in refused("ditf-tiny", last_block=last)
     with pytest.raises(RuntimeError, match="not loaded"):
         NotLoaded()(1)
+
+
+def test_taps_that_are_not_there(tmp_path: Path) -> None:
+    folder = small(tmp_path, "FluxTransformer2DModel", in_channels=12)  # RGB pixels in patches of 2
+    assert "block 2 (single_transformer_blocks[0]) has one AdaLN only" in refused(folder, last_block=2, last_tap="mlp")
+    assert "`last_tap` is 'both'" in refused(folder, last_block=2, last_tap="both")
+    assert "name that with last_block" in refused(folder, last_tap="mlp")
+    part = load_backbone(folder, device="cpu", last_block=1, last_tap="attention")
+    images = torch.rand(1, 3, 4, 4)
+    with pytest.raises(InputError, match=r"`tap` is 'mlp': block 1 was loaded for attention alone, load it with .*tap"):
+        part(images, blocks=[0, 1], tap="mlp", **RUN)
+    assert list(part(images, blocks=[0], tap="mlp", **RUN)) == [0]
 
 
 def test_the_packaged_backbone_up_to_a_block() -> None:

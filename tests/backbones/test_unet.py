@@ -228,6 +228,7 @@ def test_untrained_is_the_default_initialisation(unet: nn.Module, vae: nn.Module
     backbone = Backbone.from_model(unet, vae)
     state = torch.random.get_rng_state()
     control = backbone.untrained()
+    assert not backbone.has_adaln
     assert torch.equal(state, torch.random.get_rng_state())
     torch.manual_seed(0)
     expected = type(unet).from_config(unet.config).state_dict()

@@ -275,6 +275,7 @@ def test_random_weights_and_the_untrained_control() -> None:
     state = torch.random.get_rng_state()
     first = load_backbone(f"timm/{VIT}", device="cpu", pretrained=False)
     control = first.untrained()
+    assert not first.has_adaln
     assert torch.equal(state, torch.random.get_rng_state())
     assert control.name == "test_vit untrained"
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ditf_probe.features.fusion import joint_pca
 from ditf_probe.matching import match_keypoints, sample_descriptors, similarity_maps
 from ditf_probe.metrics.pck import pck_counts
 
@@ -91,6 +92,14 @@ def test_descriptors_and_maps_equal_those_on_the_cpu(device: None) -> None:
     maps = similarity_maps(on_device(descriptors.detach().cpu()), on_device(TARGET), (32, 20))
     assert isinstance(maps, OnMps)
     assert torch.equal(maps.cpu(), similarity_maps(descriptors.detach().cpu(), TARGET, (32, 20)))
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_joint_pca_equals_that_on_the_cpu(channels: int, device: None) -> None:
+    there, here = joint_pca(on_device(SOURCE), on_device(TARGET), channels), joint_pca(SOURCE, TARGET, channels)
+    for found, expected in zip(there, here, strict=True):
+        assert isinstance(found, OnMps)
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_counts_equal_those_on_the_cpu(device: None) -> None:

@@ -30,11 +30,14 @@ Make = Callable[..., L.Trainer]
 
 
 class Pixels(Backbone):
-    """Patch means in place of a vision transformer: no noise, no AdaLN."""
+    """Patch means in place of a vision transformer: no noise, no AdaLN; or of a UNet, with noise."""
 
-    def __init__(self) -> None:
+    has_adaln = False
+
+    def __init__(self, num_timesteps: int = 0) -> None:
         super().__init__()
-        self.name, self.num_blocks, self.channels, self.stride, self.num_timesteps = "pixels", 2, 3, 8, 0
+        self.name, self.num_blocks, self.channels, self.stride = "pixels", 2, 3, 8
+        self.num_timesteps = num_timesteps
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +48,9 @@ class Pixels(Backbone):
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name}
+
+    def untrained(self, seed: int = 0) -> Backbone:
+        return Pixels(self.num_timesteps)
 
     def forward(self, images: Tensor, *, blocks: Sequence[int], **options: Any) -> dict[int, TappedBlock]:
         means = torch.nn.functional.avg_pool2d(images, self.stride)
@@ -160,14 +166,21 @@ def test_probes_and_controls_can_be_parts(
     assert (found["control"].kind, found["control"].parameters) == ("control", 0)
 
 
+@pytest.mark.parametrize("num_timesteps", [0, 999])
 def test_rows_of_a_backbone_without_adaln(
-    pixels: BackboneFeatures, loaded: list[str], pairs: PairDataModule, trainer: Make, tmp_path: Path
-) -> None:
-    run_dir = str(tmp_path)
-    task = CorrespondenceTask(pixels, ["raw", "layer_norm", "same_position"], run_dir=run_dir)
+    num_timesteps: int, pixels: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A vision transformer, or the UNet of DIFT: what needs AdaLN is refused before an image is computed."""
+    monkeypatch.setattr(models, "load_backbone", lambda name, **options: Pixels(num_timesteps))
+    run_dir, rows = str(tmp_path), ["raw", "layer_norm", "untrained"]
+    task = CorrespondenceTask(pixels, rows, run_dir=run_dir)
     trainer().test(task, pairs, verbose=False)
-    assert [row.name for row in task.result().datasets[0].rows] == ["raw", "layer_norm", "same_position"]
-    with pytest.raises(InputError, match=r"`rows` is \['adaln', 'untrained'\]: pixels has no AdaLN, leave these rows"):
+    raw, _, untrained = task.result().datasets[0].rows
+    assert [row["modulation"] for row in task.settings()["rows"].values()] == ["none", "layer_norm", "none"]
+    assert (raw.predictions.x == untrained.predictions.x).all()  # the same model here
+    monkeypatch.setattr(Pixels, "forward", None)
+    with pytest.raises(InputError, match=r"`rows` is \['adaln'\]: pixels has no AdaLN, leave these rows out"):
         trainer().test(CorrespondenceTask(pixels, ["raw", "adaln", "untrained"], run_dir=run_dir), pairs, verbose=False)
     others = {"vit": replace(pixels, modulation="adaln")}
     task = CorrespondenceTask(pixels, ["raw"], others=others, run_dir=run_dir)

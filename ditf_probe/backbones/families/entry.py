@@ -227,6 +227,8 @@ class Family:
         parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
             condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
         schedule: For "ddpm": config of its noise schedule where none is given, by default that of DiT.
+        uninitialised: Names of stacked matrices `(..., inputs, outputs)` that the class leaves as the memory was; an
+            untrained control initialises them like linear layers.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -240,3 +242,4 @@ class Family:
     width: Callable[[Any], int] = field(default=heads_times_channels)
     parts: EmbeddingParts | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    uninitialised: tuple[str, ...] = ()

@@ -193,6 +193,7 @@ SCALE_ONLY: dict[str, Family] = {
         time=as_fraction,
         text=lambda config: PromptShape(config.joint_attention_dim),
         vae="AutoencoderKLQwenImage",
+        uninitialised=("gate_up_proj", "down_proj"),
         tiny={
             "in_channels": 16,
             "out_channels": 4,
