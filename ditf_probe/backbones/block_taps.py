@@ -14,7 +14,6 @@ from ditf_probe.backbones.families import (
     Call,
     EmbeddingParts,
     Family,
-    Projections,
     SubLayer,
     TokenOrder,
     output,
@@ -87,12 +86,14 @@ class ProjectionTap:
         linear: The layer that computes them.
         norm: The norm of each head, or of all heads together, before the position encoding; None if there is none.
         order: Where the image tokens sit.
+        channels: Those of the layer that hold the projection; None if all do.
     """
 
     index: int
     linear: nn.Module
     norm: nn.Module | None
     order: TokenOrder
+    channels: slice | None = None
 
     def points(self) -> list[HookPoint]:
         """What to read."""
@@ -107,6 +108,8 @@ class ProjectionTap:
 
     def _read(self, call: Call) -> Tensor:
         projected: Tensor = call.output
+        if self.channels is not None:
+            projected = projected[..., self.channels]
         if self.norm is None:
             return projected
         # The norm is applied here and not read, because models differ in the layout in which they apply it.
@@ -136,11 +139,9 @@ def tap_block(
     group, position, block = find_block(transformer, family, index)
     if tap not in group_taps(group):
         name = f"block {index} ({group.container}[{position}])"
-        reason = "has one AdaLN only, use tap attention" if tap == "mlp" else "has no projections to read"
-        raise InputError("tap", tap, f"{name} {reason}")
+        raise InputError("tap", tap, f"{name} has one AdaLN only, use tap attention")
     if tap in ("query", "key", "value"):
-        assert group.projections is not None
-        return _projection(index, block, group.projections, tap, group.order)
+        return _projection(index, block, group, tap, family.width(transformer.config))
     layer = group.attention if tap == "attention" else group.mlp
     assert layer is not None
     start = transformer if group.modulation.shared else block
@@ -154,7 +155,7 @@ def tap_block(
 def group_taps(group: BlockGroup) -> tuple[Tap, ...]:
     """The taps of blocks of one kind."""
     streams: tuple[Tap, ...] = ("attention",) if group.mlp is None else ("attention", "mlp")
-    return streams if group.projections is None else (*streams, "query", "key", "value")
+    return (*streams, "query", "key", "value")
 
 
 def modulation_conditions(family: Family) -> tuple[ModulationCondition, ...]:
@@ -180,12 +181,15 @@ def _at(start: nn.Module, path: str) -> Iterator[nn.Module]:
         yield found
 
 
-def _projection(
-    index: int, block: nn.Module, projections: Projections, tap: Projection, order: TokenOrder
-) -> ProjectionTap:
+def _projection(index: int, block: nn.Module, group: BlockGroup, tap: Projection, width: int) -> ProjectionTap:
+    """The tap of a projection; `width` is that of the stream."""
+    projections = group.projections
     path = {"query": projections.query_norm, "key": projections.key_norm}.get(tap)
     norm = None if path is None else next(_at(block, path), None)
-    return ProjectionTap(index, block.get_submodule(getattr(projections, tap)), norm, projections.order or order)
+    first = ("query", "key", "value").index(tap) * width
+    channels = slice(first, first + width) if projections.fused else None
+    linear = block.get_submodule(getattr(projections, tap))
+    return ProjectionTap(index, linear, norm, projections.order or group.order, channels)
 
 
 def norm_width(norm: nn.Module) -> int:

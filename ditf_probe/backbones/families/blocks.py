@@ -16,6 +16,12 @@ def projections_of(attention: str) -> Projections:
     return Projections(query, key, value, query_norm, key_norm)
 
 
+def fused_projections_of(attention: str, linear: str) -> Projections:
+    """As `projections_of` where one linear layer computes all three."""
+    norms = projections_of(attention)
+    return Projections(*[f"{attention}.{linear}"] * 3, norms.query_norm, norms.key_norm, fused=True)
+
+
 def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
     """Blocks whose first AdaLN computes the six chunks of both.
 
@@ -49,7 +55,6 @@ def parallel_blocks(
         attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2, into=into),
         mlp=None,
         order=order,
-        projections=Projections(),
     )
 
 

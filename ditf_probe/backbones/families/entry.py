@@ -103,6 +103,7 @@ class Projections:
         query_norm: Path of the norm before the position encoding; there may be no such module.
         key_norm: As `query_norm`.
         order: Where the image tokens sit in what the layers compute; None as in the stream of the block.
+        fused: The three are one layer; its first channels are query, key and value, each as wide as the stream.
     """
 
     query: str = "attn.to_q"
@@ -111,6 +112,7 @@ class Projections:
     query_norm: str = "attn.norm_q"
     key_norm: str = "attn.norm_k"
     order: TokenOrder | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class BlockGroup:
         mlp: The AdaLN before the MLP, None where the block has a single one.
         order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in
             each row, with padding behind.
-        projections: Where query, key and value are computed; None if they cannot be read.
+        projections: Where query, key and value are computed.
     """
 
     container: str
@@ -147,7 +149,7 @@ class BlockGroup:
     attention: SubLayer
     mlp: SubLayer | None
     order: TokenOrder = "image_only"
-    projections: Projections | None = None
+    projections: Projections = Projections()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ditf_probe.backbones.families.blocks import projections_of
+from ditf_probe.backbones.families.blocks import fused_projections_of, projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Family,
@@ -126,7 +126,7 @@ IMAGE_STREAM: dict[str, Family] = {
         },
         schedule={"beta_start": 0.00085, "beta_end": 0.018, "beta_schedule": "scaled_linear"},
     ),
-    # The MLP is a convolution and takes its input channels first.
+    # Attention is linear, on the positive parts of query and key. The MLP is a convolution, channels first.
     "SanaTransformer2DModel": Family(
         groups=(
             BlockGroup(
@@ -134,6 +134,7 @@ IMAGE_STREAM: dict[str, Family] = {
                 Modulation("", at="input", read=table_plus("timestep")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
+                projections=projections_of("attn1"),
             ),
         ),
         call=call_sana,
@@ -170,6 +171,7 @@ IMAGE_STREAM: dict[str, Family] = {
                     gate=5,
                     into="gate_proj",
                 ),
+                projections=fused_projections_of("attention", "img_qkv_proj"),
             ),
         ),
         call=call_prx,

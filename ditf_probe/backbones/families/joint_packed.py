@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks, projections_of
+from ditf_probe.backbones.families.blocks import (
+    adaln_zero_blocks,
+    fused_projections_of,
+    parallel_blocks,
+    projections_of,
+)
 from ditf_probe.backbones.families.entry import BlockGroup, Call, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, zero_padding
 from ditf_probe.backbones.families.joint import positioned_tokens
@@ -131,6 +136,7 @@ JOINT_PACKED: dict[str, Family] = {
                 attention=SubLayer("norm", norm="norm", shift=0, scale=1, gate=2, into="attn"),
                 mlp=None,
                 order="text_first",
+                projections=fused_projections_of("attn", "to_qkv_mlp_proj"),
             ),
         ),
         call=call_flux2,
