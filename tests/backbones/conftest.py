@@ -156,6 +156,47 @@ class TextFolders:
         self.name_transformer(folder, "SD3Transformer2DModel")
         return folder
 
+    @cached_property
+    def fibo(self) -> Path:
+        """Bria FIBO: a SmolLM3 of three layers; its vocabulary holds the token that stands for an empty prompt."""
+        from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+        ids = {"vocab_size": 128001, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+        encoder = SmolLM3ForCausalLM(SmolLM3Config(**shape, **ids, num_key_value_heads=1, tie_word_embeddings=True))
+        return self.with_encoder("BriaFiboPipeline", "BriaFiboTransformer2DModel", randomise(encoder))
+
+    @cached_property
+    def longcat(self) -> Path:
+        """LongCat: a Qwen2.5-VL of width 16, two layers of language and one of vision."""
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        shape = {"intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 16}
+        text = shape | {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 48, "bos_token_id": 1}
+        text |= {
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "rope_parameters": {"type": "default", "mrope_section": [1, 1, 2]},
+        }
+        vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 16}
+        encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+        return self.with_encoder("LongCatImagePipeline", "LongCatImageTransformer2DModel", randomise(encoder))
+
+    def with_encoder(self, pipeline: str, transformer: str, encoder: nn.Module) -> Path:
+        """The text side alone of a pipeline with one encoder and the tokenizer of T5."""
+        folder = self.root / pipeline
+        encoder.save_pretrained(folder / "text_encoder")
+        self.t5_tokenizer().save_pretrained(folder / "tokenizer")
+        index = {
+            "_class_name": pipeline,
+            "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", type(encoder).__name__],
+            "tokenizer": ["transformers", "T5Tokenizer"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index))
+        self.name_transformer(folder, transformer)
+        return folder
+
     def with_t5(self, pipeline: str, transformer: str, encoders: int = 1) -> Path:
         """The text side alone of a pipeline with one T5 of width 20, or two."""
         folder = self.root / pipeline

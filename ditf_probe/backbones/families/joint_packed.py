@@ -45,14 +45,19 @@ def call_bria(inputs: ModelInputs) -> dict[str, Any]:
 
 
 def call_bria_fibo(inputs: ModelInputs) -> dict[str, Any]:
-    """As Bria; besides, each block takes a layer of the language model (`second`), and padding is masked."""
+    """As Bria; besides, each block takes a layer of the language model (`second`), and padding is masked.
+
+    The last layers go to the blocks in order; where there are fewer than blocks, the last one is repeated.
+    """
     prompt, config = inputs.prompt, inputs.config
     assert prompt.second is not None
     if prompt.second.shape[1] != prompt.embeds.shape[1]:
         raise InputError("conditions.second", tuple(prompt.second.shape), "give as many tokens as in embeds")
     mask = None if prompt.mask is None else with_image(prompt.mask, inputs)[:, None, None]
+    blocks = config.num_layers + config.num_single_layers
+    layers = list(prompt.second.split(config.text_encoder_dim, dim=-1))[-blocks:]
     return positioned_tokens(inputs, prompt.embeds) | {
-        "text_encoder_layers": list(prompt.second.chunk(config.num_layers + config.num_single_layers, dim=-1)),
+        "text_encoder_layers": layers + [layers[-1]] * (blocks - len(layers)),
         "joint_attention_kwargs": {} if mask is None else {"attention_mask": mask},
     }
 
@@ -174,10 +179,7 @@ JOINT_PACKED: dict[str, Family] = {
         patch=packed_patch,
         noising="flow",
         time=as_it_is,
-        text=lambda config: PromptShape(
-            config.joint_attention_dim,
-            second=config.text_encoder_dim * (config.num_layers + config.num_single_layers),
-        ),
+        text=lambda config: PromptShape(config.joint_attention_dim, second=config.text_encoder_dim, second_layers=True),
         tiny=_TINY_FLUX | {"in_channels": 4, "text_encoder_dim": 12},
         vae="AutoencoderKLWan",
     ),
