@@ -4,7 +4,7 @@ A new autoencoder is one entry in `AUTOENCODERS`. Checked against the source of 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,6 +101,11 @@ def kl_factor(vae: Any) -> Tensor | float:
     if getattr(vae.config, "latents_std", None) is None:
         return scaling_factor(vae)
     return scaling_factor(vae) * listed_deviation(vae)
+
+
+def unscaled(entry: Autoencoder) -> Autoencoder:
+    """The same autoencoder for a model whose latents its scaling factor leaves alone."""
+    return replace(entry, factor=lambda vae: entry.factor(vae) / scaling_factor(vae))
 
 
 _TINY_KL = {

@@ -114,6 +114,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     "FluxTransformer2DModel": (  # FLUX.1-schnell was trained with 256 tokens
         TextSide("FluxPipeline", {"embeds": 0, "pooled": 1}, {"max_sequence_length": 512}),
     ),
+    "GlmImageTransformer2DModel": (  # what stands in quotes in the prompt, the only text that the transformer sees
+        TextSide("GlmImagePipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 2048}),
+    ),
     "HiDreamImageTransformer2DModel": (  # T5, the layers of Llama, and the pooled vectors of two CLIPs
         TextSide(
             "HiDreamImagePipeline",

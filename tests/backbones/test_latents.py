@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, GlmImageTransformer2DModel
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.families import FAMILIES
@@ -107,8 +107,19 @@ def test_autoencoder_with_statistics_per_channel(make_vae: object) -> None:
     with torch.no_grad():
         encoded = LatentSpace(vae).encode(images)
         raw = vae.encode(2 * images - 1).latent_dist.mean
-    expected = (raw - torch.tensor(mean).reshape(1, 4, 1, 1)) / torch.tensor(std).reshape(1, 4, 1, 1) * 0.5
-    torch.testing.assert_close(encoded.mean, expected)
+        unscaled = LatentSpace(vae, scaled=False).encode(images)
+    expected = (raw - torch.tensor(mean).reshape(1, 4, 1, 1)) / torch.tensor(std).reshape(1, 4, 1, 1)
+    torch.testing.assert_close(encoded.mean, 0.5 * expected)
+    torch.testing.assert_close(unscaled.mean, expected)
+
+
+def test_a_model_that_knows_no_scaling_factor(make_vae: object) -> None:
+    family = FAMILIES["GlmImageTransformer2DModel"]
+    vae = make_vae(scaling_factor=0.5)
+    backbone = Backbone.from_model(GlmImageTransformer2DModel(**family.tiny), vae)
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.latents.encode(images).mean, vae.encode(2 * images - 1).latent_dist.mean)
 
 
 @pytest.mark.parametrize("kind", ["dit", "flux"])

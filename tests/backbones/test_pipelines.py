@@ -23,6 +23,7 @@ TEXT = torch.randn(1, LENGTH, 24, generator=GENERATOR)
 POOLED = torch.randn(1, 20, generator=GENERATOR)
 MASK = torch.tensor([[True, True, True, False, False]])
 SHIFTED = {"use_dynamic_shifting": True}
+LINEAR = SHIFTED | {"time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Case:
     columns: int = COLUMNS
     encoded: dict[str, Any] = field(default_factory=dict)
     stride: int | None = None  # pixels per latent where the pipeline does not ask the autoencoder
+    per_step: int = 1  # calls of the transformer, of which the last one counts
 
 
 def hidream_case() -> Case:
@@ -58,6 +60,13 @@ def fibo_case() -> Case:
     prompt = PromptEmbeddings(TEXT, None, MASK, torch.cat(layers, dim=-1))
     arguments = {"prompt": "x", "guidance_scale": 1.0}
     return Case("BriaFiboPipeline", arguments, prompt, encoded={"encode_prompt": encoded}, stride=16)
+
+
+def glm_case() -> Case:
+    """The pass without the tokens of a language model is the one that guidance leads away from."""
+    arguments = {"prompt_embeds": TEXT, "negative_prompt_embeds": TEXT, "guidance_scale": 1.5}
+    arguments |= {"prior_token_ids": torch.zeros(1, 4 * 8, dtype=torch.int64)}
+    return Case("GlmImagePipeline", arguments, scheduler=LINEAR, columns=8, per_step=2)
 
 
 PLAIN = {"prompt_embeds": TEXT}
@@ -93,12 +102,8 @@ CASES = {
         "AuraFlowPipeline", UNGUIDED | {"prompt_attention_mask": MASK}, scheduler={"shift": 1.73}, columns=6
     ),
     "CogView3PlusTransformer2DModel": Case("CogView3PlusPipeline", UNGUIDED, columns=8),
-    "CogView4Transformer2DModel": Case(
-        "CogView4Pipeline",
-        UNGUIDED,
-        scheduler=SHIFTED | {"time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75},
-        columns=8,
-    ),
+    "CogView4Transformer2DModel": Case("CogView4Pipeline", UNGUIDED, scheduler=LINEAR, columns=8),
+    "GlmImageTransformer2DModel": glm_case(),
     "HiDreamImageTransformer2DModel": hidream_case(),
     "HunyuanImageTransformer2DModel": hunyuan_image_case(),
     "HunyuanVideoTransformer3DModel": Case(
@@ -119,13 +124,13 @@ def build_pipeline(name: str, case: Case) -> Any:
         scheduler = diffusers.CogVideoXDDIMScheduler(**family.schedule)
     else:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**case.scheduler)
-    parts = dict.fromkeys(list(inspect.signature(kind.__init__).parameters)[1:])
-    parts |= {
+    needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    parts = {
         "scheduler": scheduler,
         "vae": getattr(diffusers, family.vae)(**AUTOENCODERS[family.vae].tiny),
         "transformer": getattr(diffusers, name)(**family.tiny),
     }
-    return kind(**{key: part for key, part in parts.items() if part is not None or "text" in key or "token" in key})
+    return kind(**(dict.fromkeys(needed) | parts))
 
 
 def calls_of(pipe: Any, arguments: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -157,7 +162,7 @@ def test_entries_call_as_the_pipelines_do(name: str) -> None:
     pipe.default_sample_size = math.isqrt(size[0] * size[1]) // stride  # HiDream resizes to it
     for method, result in case.encoded.items():
         setattr(pipe, method, lambda *_, result=result, **__: result)
-    calls = calls_of(pipe, case.arguments, size)
+    calls = calls_of(pipe, case.arguments, size)[case.per_step - 1 :: case.per_step]
     times = pipe.scheduler.timesteps if family.noising == "ddpm" else 1000 * pipe.scheduler.sigmas
     drawn = torch.randn(calls[0]["hidden_states"].numel(), generator=torch.Generator().manual_seed(1))
     for step, found in enumerate(calls[:2]):

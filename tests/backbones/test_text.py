@@ -218,6 +218,14 @@ def test_longcat_against_its_language_model_by_hand(text_folders: Any) -> None:
     assert (found.embeds.shape, found.mask, found.second) == ((1, 512, 16), None, None)
 
 
+def test_glm_reads_what_is_to_be_written(text_folders: Any) -> None:
+    folder = text_folders.with_t5("GlmImagePipeline", "GlmImageTransformer2DModel")
+    found, nothing = (encode(folder, prompt) for prompt in ('a photo "a cat"', "a photo"))
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, [3, 6, 1], 3))
+    torch.testing.assert_close(nothing.embeds, t5_by_hand(folder, [1], 1))
+    assert found.mask is None
+
+
 def test_stand_ins_leave_the_global_generator_alone(text_folders: Any) -> None:
     folder = text_folders.with_t5("BriaPipeline", "BriaTransformer2DModel")
     torch.manual_seed(0)

@@ -225,6 +225,7 @@ class Family:
         text: From its config to the shape of its prompts; None takes class labels.
         tiny: Arguments of the class for a very small model; every test of entries runs on it.
         vae: Class of its autoencoder, a key of `AUTOENCODERS`.
+        scaled: Its latents are multiplied by the scaling factor of the autoencoder, where that has one.
         width: From its config to the channels of the stream.
         parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
             condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
@@ -239,6 +240,7 @@ class Family:
     text: Callable[[Any], PromptShape] | None
     tiny: Mapping[str, Any]
     vae: str = "AutoencoderKL"
+    scaled: bool = True
     width: Callable[[Any], int] = field(default=heads_times_channels)
     parts: EmbeddingParts | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)
