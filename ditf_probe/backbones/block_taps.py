@@ -50,7 +50,7 @@ class StreamTap:
         stream = HookPoint((self.index, "stream"), self.block.get_submodule(self.layer.entry), "input", self.layer.read)
         if self.parts is not None:
             return [HookPoint(self._part(i), part, "output", output) for i, part in enumerate(self.parts)] + [stream]
-        modulation = self.group.modulation
+        modulation = self.layer.modulation or self.group.modulation
         return [stream, HookPoint((self.index, "modulation"), self.source, modulation.at, modulation.read)]
 
     def assemble(
@@ -144,8 +144,8 @@ def tap_block(
         return _projection(index, block, group, tap, family.width(transformer.config))
     layer = group.attention if tap == "attention" else group.mlp
     assert layer is not None
-    start = transformer if group.modulation.shared else block
-    source = start.get_submodule(group.modulation.module)
+    modulation = layer.modulation or group.modulation
+    source = (transformer if modulation.shared else block).get_submodule(modulation.module)
     parts = None
     if condition != "t+c" and family.parts is not None and family.parts.condition:
         parts = _parts(transformer if family.parts.shared else block, family.parts, condition)

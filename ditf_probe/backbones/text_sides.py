@@ -106,6 +106,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     "CogView4Transformer2DModel": (  # padded on the left to a multiple of 16, without a mask
         TextSide("CogView4Pipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 1024}),
     ),
+    "CogVideoXTransformer3DModel": (  # padding is seen
+        TextSide("CogVideoXPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 226}),
+    ),
     "ErnieImageTransformer2DModel": (TextSide("ErnieImagePipeline", {"embeds": 0}, masked=True),),
     "Flux2Transformer2DModel": (
         TextSide("Flux2Pipeline", {"embeds": 0}, {"max_sequence_length": 512}),
@@ -145,6 +148,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     ),
     "Krea2Transformer2DModel": (  # several layers of the encoder side by side, `(B, L, layers * D)`
         TextSide("Krea2Pipeline", {"embeds": 0, "mask": 1}, {"max_sequence_length": 512}),
+    ),
+    "LTXVideoTransformer3DModel": (
+        TextSide("LTXPipeline", {"embeds": 0, "mask": 1}, {**ALONE, "max_sequence_length": 128}),
     ),
     "LongCatImageTransformer2DModel": (  # always 512 tokens; the pipeline may rewrite prompts before, which is left out
         TextSide("LongCatImagePipeline", {"embeds": 0}),

@@ -119,3 +119,15 @@ def test_layers_for_every_text_token() -> None:
     prompt = PromptEmbeddings(torch.zeros(1, 3, 24), second=torch.zeros(1, 2, 48))
     with pytest.raises(InputError, match=r"conditions\.second"):
         run(build("BriaFiboTransformer2DModel"), conditions=prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "word"),
+    [
+        ("CogVideoXTransformer3DModel", {"patch_size_t": 2}, "CogVideoX 1.0"),
+        ("PRXTransformer2DModel", {"bottleneck_size": 8}, "PRX of latents"),
+    ],
+)
+def test_variants_that_do_not_fit_an_image(name: str, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        build(name, **changes)

@@ -112,6 +112,7 @@ def lumina_next_case() -> Case:
 
 DDPM = {"sampler": "DDPMScheduler", "times": ddpm_times, "scheduler": {}}
 SCM = {"sampler": "SCMScheduler", "times": angle_times, "scheduler": {}}
+COGVIDEOX = DDPM | {"sampler": "CogVideoXDDIMScheduler"}
 PLAIN = {"prompt_embeds": TEXT}
 UNGUIDED = PLAIN | {"guidance_scale": 1.0}
 MASKED = UNGUIDED | {"prompt_attention_mask": MASK}
@@ -147,9 +148,7 @@ CASES = {
     "AuraFlowTransformer2DModel": Case(
         "AuraFlowPipeline", UNGUIDED | {"prompt_attention_mask": MASK}, scheduler={"shift": 1.73}, columns=6
     ),
-    "CogView3PlusTransformer2DModel": Case(
-        "CogView3PlusPipeline", UNGUIDED, columns=8, **DDPM | {"sampler": "CogVideoXDDIMScheduler"}
-    ),
+    "CogView3PlusTransformer2DModel": Case("CogView3PlusPipeline", UNGUIDED, columns=8, **COGVIDEOX),
     "CogView4Transformer2DModel": Case("CogView4Pipeline", UNGUIDED, scheduler=LINEAR, columns=8),
     "GlmImageTransformer2DModel": glm_case(),
     "HiDreamImageTransformer2DModel": hidream_case(),
@@ -189,6 +188,24 @@ CASES = {
         "ErnieImagePipeline", {"prompt_embeds": [TEXT[0]], "guidance_scale": 1.0}, scheduler={"shift": 4.0}
     ),
     "WanTransformer3DModel": Case("WanPipeline", UNGUIDED | {"num_frames": 1}, scheduler={"shift": 5.0}, columns=8),
+    "LTXVideoTransformer3DModel": Case(
+        "LTXPipeline",
+        MASKED | {"num_frames": 1},
+        MASKED_PROMPT,
+        columns=8,
+        seen={"rope_interpolation_scale": lambda scale: (0.0, *scale[1:])},  # of the only frame
+    ),
+    "CogVideoXTransformer3DModel": Case("CogVideoXPipeline", UNGUIDED | {"num_frames": 1}, columns=8, **COGVIDEOX),
+    "CogVideoXTransformer3DModel, higher than wide": Case(
+        "CogVideoXPipeline", UNGUIDED | {"num_frames": 1}, columns=2, **COGVIDEOX
+    ),
+    "CogVideoXTransformer3DModel, 2B": Case(
+        "CogVideoXPipeline",
+        UNGUIDED | {"num_frames": 1},
+        columns=8,
+        config={"use_rotary_positional_embeddings": False},
+        **COGVIDEOX,
+    ),
 }
 
 

@@ -138,6 +138,22 @@ def test_masked_t5(text_folders: Any, pipeline: str, model: str, length: int, ke
 
 
 @pytest.mark.parametrize(
+    ("pipeline", "model", "length", "masked"),
+    [
+        ("CogVideoXPipeline", "CogVideoXTransformer3DModel", 226, False),
+        ("LTXPipeline", "LTXVideoTransformer3DModel", 128, True),  # the transformer alone masks the padding
+    ],
+)
+def test_t5_that_sees_its_padding(text_folders: Any, pipeline: str, model: str, length: int, masked: bool) -> None:
+    folder = text_folders.with_t5(pipeline, model)
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, CAT, length, masked=False))
+    assert (found.mask is not None) == masked
+    if found.mask is not None:
+        assert found.mask[0].tolist() == [True] * 6 + [False] * (length - 6)
+
+
+@pytest.mark.parametrize(
     ("pipeline", "model", "length"),
     [
         ("AuraFlowPipeline", "AuraFlowTransformer2DModel", 256),

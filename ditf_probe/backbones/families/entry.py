@@ -80,6 +80,7 @@ class SubLayer:
         into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
         weight_offset: What the norm adds to its weight: 1 where the weight counts from zero.
+        modulation: Where its chunks come from, if from elsewhere than those of the other AdaLN.
     """
 
     entry: str
@@ -90,6 +91,7 @@ class SubLayer:
     into: str
     read: Callable[[Call], Tensor] = first_input
     weight_offset: float = 0.0
+    modulation: Modulation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class BlockGroup:
 
     Attributes:
         container: Path of their list in the transformer.
-        modulation: Where their shift, scale and gate come from.
+        modulation: Where their shift, scale and gate come from, unless a sub-layer has its own.
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
         order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in

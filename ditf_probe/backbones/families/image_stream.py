@@ -14,7 +14,7 @@ from ditf_probe.backbones.families.entry import (
     hidden_size,
     mask_or_all,
 )
-from ditf_probe.backbones.families.forms import as_fraction, as_it_is, spatial_patch, table_plus
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, centred_region, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 from ditf_probe.errors import InputError
 
@@ -26,7 +26,7 @@ def call_hunyuan_dit(inputs: ModelInputs) -> dict[str, Any]:
     prompt, latents, config = inputs.prompt, inputs.latents, inputs.config
     assert prompt.second is not None
     base = 64 // inputs.patch  # trained on 512 pixels, 8 a latent: other sizes are stretched to these positions
-    corners = centred_region(inputs.grid, base)
+    corners = centred_region(inputs.grid, (base, base))
     sizes = torch.tensor([*inputs.size, *inputs.size, 0, 0], dtype=torch.float32, device=latents.device)
     return {
         "hidden_states": latents,
@@ -41,22 +41,6 @@ def call_hunyuan_dit(inputs: ModelInputs) -> dict[str, Any]:
             config.attention_head_dim, corners, inputs.grid, device=latents.device
         ),
     }
-
-
-def centred_region(grid: tuple[int, int], base: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a grid lies when its longer side is brought to `base` tokens and it is centred in their square.
-
-    Args:
-        grid: (h, w) of the token grid.
-        base: Side of the square in tokens.
-
-    Returns:
-        The corners at the top left and at the bottom right, (row, column).
-    """
-    longer = max(grid)
-    height, width = (round(base / longer * side) for side in grid)
-    top, left = round((base - height) / 2), round((base - width) / 2)
-    return (top, left), (top + height, left + width)
 
 
 def call_sana(inputs: ModelInputs) -> dict[str, Any]:
