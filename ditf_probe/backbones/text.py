@@ -98,7 +98,8 @@ def _stand_in(kind: str, dtype: torch.dtype) -> nn.Module:
     """A very small model of a diffusers class; the global generator is left as it was."""
     tiny = FAMILIES[kind].tiny if kind in FAMILIES else AUTOENCODERS[kind].tiny
     with torch.random.fork_rng(devices=[]):
-        return nn.Module.to(getattr(diffusers, kind)(**tiny), dtype)  # that of diffusers warns for nothing
+        model: nn.Module = getattr(diffusers, kind)(**tiny)
+    return nn.Module.to(model, dtype)  # that of diffusers warns for nothing
 
 
 def _row(value: Tensor | list[Tensor] | None) -> Tensor | None:

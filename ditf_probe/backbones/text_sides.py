@@ -146,6 +146,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
             second=lambda values: values[2] * values[3][..., None],  # padding becomes zero
         ),
     ),
+    "HunyuanVideoTransformer3DModel": (  # the third last layer of Llama, behind a request to describe a video; CLIP
+        TextSide("HunyuanVideoPipeline", {"embeds": 0, "pooled": 1, "mask": 2}, {"max_sequence_length": 256}),
+    ),
     "Krea2Transformer2DModel": (  # several layers of the encoder side by side, `(B, L, layers * D)`
         TextSide("Krea2Pipeline", {"embeds": 0, "mask": 1}, {"max_sequence_length": 512}),
     ),

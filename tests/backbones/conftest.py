@@ -104,13 +104,13 @@ class TextFolders:
         pieces += [("▁", -4.0), *((letter, -6.0) for letter in self.letters)]
         return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64, chat_template="{{ messages[0].content }}")
 
-    def clip(self, width: int, projection: int | None = None) -> nn.Module:
+    def clip(self, width: int, projection: int | None = None, positions: int = 16) -> nn.Module:
         """A CLIP text encoder with three layers; with a projection its pooled vector has that width."""
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         shape = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
         ids = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-        config = CLIPTextConfig(**shape, **ids, max_position_embeddings=16, projection_dim=projection or width)
+        config = CLIPTextConfig(**shape, **ids, max_position_embeddings=positions, projection_dim=projection or width)
         return randomise((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed=width)
 
     def t5(self, width: int) -> nn.Module:
@@ -165,6 +165,21 @@ class TextFolders:
         ids = {"vocab_size": 128001, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
         encoder = SmolLM3ForCausalLM(SmolLM3Config(**shape, **ids, num_key_value_heads=1, tie_word_embeddings=True))
         return self.with_encoder("BriaFiboPipeline", "BriaFiboTransformer2DModel", randomise(encoder))
+
+    @cached_property
+    def hunyuan_video(self) -> Path:
+        """HunyuanVideo: a Llama of width 16 and four layers, CLIP of width 20."""
+        from transformers import LlamaConfig, LlamaModel
+
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+        encoder = randomise(LlamaModel(LlamaConfig(**shape, vocab_size=48, pad_token_id=0)))
+        folder = self.with_encoder("HunyuanVideoPipeline", "HunyuanVideoTransformer3DModel", encoder)
+        self.clip(20, positions=77).save_pretrained(folder / "text_encoder_2")
+        self.clip_tokenizer().save_pretrained(folder / "tokenizer_2")
+        index = json.loads((folder / "model_index.json").read_text())
+        index |= {"text_encoder_2": ["transformers", "CLIPTextModel"], "tokenizer_2": ["transformers", "CLIPTokenizer"]}
+        (folder / "model_index.json").write_text(json.dumps(index))
+        return folder
 
     @cached_property
     def longcat(self) -> Path:

@@ -210,6 +210,29 @@ def test_fibo_against_its_language_model_by_hand(text_folders: Any) -> None:
         assert found.mask.tolist() == [[True] * len(ids)]
 
 
+def test_hunyuan_video_against_its_encoders_by_hand(text_folders: Any) -> None:
+    """The request before the prompt is 95 tokens for Llama; here it is more, and what lies behind the 95th counts."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+    from transformers import CLIPTextModel, LlamaModel, T5Tokenizer
+
+    folder = text_folders.hunyuan_video
+    found = encode(folder, "a cat")
+    ids = T5Tokenizer.from_pretrained(folder / "tokenizer")(
+        DEFAULT_PROMPT_TEMPLATE["template"].format("a cat")
+    ).input_ids
+    assert len(ids) > 95 + 256  # no padding
+    ids = torch.tensor([[*ids[: 95 + 255], 1]])
+    letters = torch.tensor([[52, 26, 2, 0, 45, 53, *[53] * 71]])  # <start> a</w> c a t</w> <end>, padded
+    with torch.no_grad():
+        layers = LlamaModel.from_pretrained(folder / "text_encoder")(ids, output_hidden_states=True).hidden_states
+        pooled = CLIPTextModel.from_pretrained(folder / "text_encoder_2")(letters).pooler_output
+    torch.testing.assert_close(found.embeds, layers[-3][:, 95:])
+    torch.testing.assert_close(found.pooled, pooled)
+    assert found.mask is not None
+    assert found.mask.shape == (1, 256)
+    assert found.mask.all()
+
+
 def test_longcat_against_its_language_model_by_hand(text_folders: Any) -> None:
     """The pipeline puts the prompt into a request and cuts its tokens out of the answer, padding and all."""
     from transformers import Qwen2_5_VLForConditionalGeneration, T5Tokenizer

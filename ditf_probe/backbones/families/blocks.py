@@ -1,5 +1,7 @@
 """Kinds of blocks that many classes share."""
 
+from dataclasses import replace
+
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     EmbeddingParts,
@@ -18,8 +20,8 @@ def projections_of(attention: str) -> Projections:
 
 def fused_projections_of(attention: str, linear: str) -> Projections:
     """As `projections_of` where one linear layer computes all three."""
-    norms = projections_of(attention)
-    return Projections(*[f"{attention}.{linear}"] * 3, norms.query_norm, norms.key_norm, fused=True)
+    path = f"{attention}.{linear}"
+    return replace(projections_of(attention), query=path, key=path, value=path, fused=True)
 
 
 def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:

@@ -55,7 +55,7 @@ def call_bria_fibo(inputs: ModelInputs) -> dict[str, Any]:
         raise InputError("conditions.second", tuple(prompt.second.shape), "give as many tokens as in embeds")
     mask = None if prompt.mask is None else with_image(prompt.mask, inputs)[:, None, None]
     blocks = config.num_layers + config.num_single_layers
-    layers = list(prompt.second.split(config.text_encoder_dim, dim=-1))[-blocks:]
+    layers = list(torch.split(prompt.second, config.text_encoder_dim, dim=-1))[-blocks:]
     return positioned_tokens(inputs, prompt.embeds) | {
         "text_encoder_layers": layers + [layers[-1]] * (blocks - len(layers)),
         "joint_attention_kwargs": {} if mask is None else {"attention_mask": mask},
