@@ -169,17 +169,52 @@ class TextFolders:
     @cached_property
     def hunyuan_video(self) -> Path:
         """HunyuanVideo: a Llama of width 16 and four layers, CLIP of width 20."""
-        from transformers import LlamaConfig, LlamaModel
+        from transformers import LlamaModel
+
+        encoder = randomise(LlamaModel(self.llama_config()))
+        folder = self.with_encoder("HunyuanVideoPipeline", "HunyuanVideoTransformer3DModel", encoder)
+        return self.add_encoder(folder, 2, self.clip(20, positions=77), self.clip_tokenizer())
+
+    @cached_property
+    def hidream(self) -> Path:
+        """HiDream: two CLIPs with pooled vectors of 9 and 11, T5 of width 24, a Llama of width 16 and four layers."""
+        from transformers import LlamaForCausalLM
+
+        folder = self.with_encoder("HiDreamImagePipeline", "HiDreamImageTransformer2DModel", self.clip(8, 9, 128))
+        self.add_encoder(folder, 1, self.clip(8, 9, 128), self.clip_tokenizer())
+        self.add_encoder(folder, 2, self.clip(12, 11, 128), self.clip_tokenizer())
+        self.add_encoder(folder, 3, self.t5(24), self.t5_tokenizer())
+        return self.add_encoder(folder, 4, randomise(LlamaForCausalLM(self.llama_config())), self.t5_tokenizer())
+
+    @cached_property
+    def ovis(self) -> Path:
+        """Ovis: a Qwen3 of width 16 and two layers."""
+        from transformers import Qwen3Config, Qwen3Model
+
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = Qwen3Config(**shape, num_key_value_heads=1, head_dim=8, vocab_size=48)
+        return self.with_encoder("OvisImagePipeline", "OvisImageTransformer2DModel", randomise(Qwen3Model(config)))
+
+    @cached_property
+    def krea2(self) -> Path:
+        """Krea 2: a Qwen3-VL of width 16, of whose three hidden states the last two count."""
+        from transformers import Qwen3VLConfig, Qwen3VLModel
+
+        shape = {"hidden_size": 16, "intermediate_size": 16}
+        text = shape | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        text |= {"vocab_size": 48, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+        vision = shape | {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]}
+        encoder = randomise(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)))
+        folder = self.with_encoder("Krea2Pipeline", "Krea2Transformer2DModel", encoder)
+        self.change_index(folder, text_encoder_select_layers=[1, 2])
+        return folder
+
+    def llama_config(self) -> Any:
+        """Of a Llama with four layers."""
+        from transformers import LlamaConfig
 
         shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
-        encoder = randomise(LlamaModel(LlamaConfig(**shape, vocab_size=48, pad_token_id=0)))
-        folder = self.with_encoder("HunyuanVideoPipeline", "HunyuanVideoTransformer3DModel", encoder)
-        self.clip(20, positions=77).save_pretrained(folder / "text_encoder_2")
-        self.clip_tokenizer().save_pretrained(folder / "tokenizer_2")
-        index = json.loads((folder / "model_index.json").read_text())
-        index |= {"text_encoder_2": ["transformers", "CLIPTextModel"], "tokenizer_2": ["transformers", "CLIPTokenizer"]}
-        (folder / "model_index.json").write_text(json.dumps(index))
-        return folder
+        return LlamaConfig(**shape, vocab_size=48, pad_token_id=0)
 
     @cached_property
     def longcat(self) -> Path:
@@ -200,16 +235,19 @@ class TextFolders:
     def with_encoder(self, pipeline: str, transformer: str, encoder: nn.Module) -> Path:
         """The text side alone of a pipeline with one encoder and the tokenizer of T5."""
         folder = self.root / pipeline
-        encoder.save_pretrained(folder / "text_encoder")
-        self.t5_tokenizer().save_pretrained(folder / "tokenizer")
-        index = {
-            "_class_name": pipeline,
-            "vae": ["diffusers", "AutoencoderKL"],
-            "text_encoder": ["transformers", type(encoder).__name__],
-            "tokenizer": ["transformers", "T5Tokenizer"],
-        }
-        (folder / "model_index.json").write_text(json.dumps(index))
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        self.change_index(folder, _class_name=pipeline, vae=["diffusers", "AutoencoderKL"])
         self.name_transformer(folder, transformer)
+        return self.add_encoder(folder, 1, encoder, self.t5_tokenizer())
+
+    def add_encoder(self, folder: Path, number: int, encoder: nn.Module, tokenizer: Any) -> Path:
+        """Puts an encoder and its tokenizer into a pipeline; the first has no number in its name."""
+        suffix = "" if number == 1 else f"_{number}"
+        encoder.save_pretrained(folder / f"text_encoder{suffix}")
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+        kinds = {f"text_encoder{suffix}": encoder, f"tokenizer{suffix}": tokenizer}
+        self.change_index(folder, **{name: ["transformers", type(part).__name__] for name, part in kinds.items()})
         return folder
 
     def with_t5(self, pipeline: str, transformer: str, encoders: int = 1) -> Path:
@@ -228,6 +266,9 @@ class TextFolders:
 
     def name_transformer(self, folder: Path, transformer: str) -> None:
         """Names the transformer of a pipeline in its index, as a whole folder would."""
+        self.change_index(folder, transformer=["diffusers", transformer])
+
+    def change_index(self, folder: Path, **entries: Any) -> None:
+        """Sets entries of `model_index.json`."""
         file = folder / "model_index.json"
-        index = json.loads(file.read_text()) | {"transformer": ["diffusers", transformer]}
-        file.write_text(json.dumps(index))
+        file.write_text(json.dumps(json.loads(file.read_text()) | entries))

@@ -233,6 +233,69 @@ def test_hunyuan_video_against_its_encoders_by_hand(text_folders: Any) -> None:
     assert found.mask.all()
 
 
+def test_hidream_against_its_encoders_by_hand(text_folders: Any) -> None:
+    """T5 tokens, both projections of CLIP side by side, and every layer of Llama but its embedding."""
+    from transformers import CLIPTextModelWithProjection, LlamaForCausalLM, T5EncoderModel
+
+    folder = text_folders.hidream
+    found = encode(folder, "a cat")
+    letters = torch.tensor([[52, 26, 2, 0, 45, 53, *[53] * 122]])  # <start> a</w> c a t</w> <end>, padded
+    words = torch.tensor([[3, 6, 1, *[0] * 61]])  # the tokenizer here ends at 64 tokens
+    with torch.no_grad():
+        pooled = [
+            CLIPTextModelWithProjection.from_pretrained(folder / part)(letters).text_embeds
+            for part in ("text_encoder", "text_encoder_2")
+        ]
+        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_3")(words, attention_mask=words.gt(0).long())
+        llama = LlamaForCausalLM.from_pretrained(folder / "text_encoder_4")
+        ended = words.clamp(min=1)  # the pipeline has Llama's prompts padded with their last token
+        layers = llama(ended, attention_mask=words.gt(0).long(), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found.pooled, torch.cat(pooled, dim=-1))
+    torch.testing.assert_close(found.embeds, t5.last_hidden_state)
+    assert found.second is not None
+    torch.testing.assert_close(found.second, torch.cat(layers[1:], dim=-1))
+    assert (found.mask, found.second_mask) == (None, None)
+
+
+def test_ovis_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """28 tokens of a request before the prompt are cut off; here it has more. Padding is zeroed."""
+    from transformers import Qwen3Model, T5Tokenizer
+
+    folder = text_folders.ovis
+    found = encode(folder, "a cat")
+    request = load_text_pipeline(folder, find_text_side(folder), CPU, torch.float32).system_prompt
+    ids = T5Tokenizer.from_pretrained(folder / "tokenizer")(request + "a cat", add_special_tokens=False).input_ids
+    padded = torch.tensor([ids + [0] * (284 - len(ids))])
+    with torch.no_grad():
+        hidden = Qwen3Model.from_pretrained(folder / "text_encoder")(padded, attention_mask=padded.gt(0).long())
+    assert 28 < len(ids) < 284
+    torch.testing.assert_close(found.embeds[:, : len(ids) - 28], hidden.last_hidden_state[:, 28 : len(ids)])
+    assert not found.embeds[:, len(ids) - 28 :].any()
+    assert (found.embeds.shape, found.mask) == ((1, 256, 16), None)
+
+
+def test_krea2_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """Chosen layers side by side. 34 tokens before the prompt are cut off, and padding is before what closes it."""
+    from transformers import Qwen3VLModel, T5Tokenizer
+
+    folder = text_folders.krea2
+    found = encode(folder, "a cat")
+    pipeline = load_text_pipeline(folder, find_text_side(folder), CPU, torch.float32)
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    before = tokenizer(pipeline.prompt_template_encode_prefix + "a cat").input_ids
+    after = tokenizer(pipeline.prompt_template_encode_suffix).input_ids
+    ids = torch.tensor([before + [0] * (512 + 34 - 5 - len(before)) + after])
+    mask = ids.gt(0)
+    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        layers = Qwen3VLModel.from_pretrained(folder / "text_encoder")(
+            input_ids=ids, attention_mask=mask, position_ids=counted.expand(3, -1, -1), output_hidden_states=True
+        ).hidden_states
+    torch.testing.assert_close(found.embeds, torch.cat([layers[1], layers[2]], dim=-1)[:, 34:])
+    assert found.mask is not None
+    assert torch.equal(found.mask, mask[:, 34:])
+
+
 def test_longcat_against_its_language_model_by_hand(text_folders: Any) -> None:
     """The pipeline puts the prompt into a request and cuts its tokens out of the answer, padding and all."""
     from transformers import Qwen2_5_VLForConditionalGeneration, T5Tokenizer
