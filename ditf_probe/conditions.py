@@ -71,6 +71,7 @@ class PromptShape:
         second: Channels of a token of the second text encoder, None if there is one encoder only.
         tokens: Number of text tokens where it is fixed.
         second_tokens: As `tokens`, of the second encoder.
+        second_layers: A second token may be several vectors of that width side by side, any number of layers.
     """
 
     width: int
@@ -78,6 +79,7 @@ class PromptShape:
     second: int | None = None
     tokens: int | None = None
     second_tokens: int | None = None
+    second_layers: bool = False
 
     def zeros(self, count: int) -> PromptEmbeddings:
         """The null condition: one text token, or as many as are fixed, and a pooled vector, all zero."""
@@ -100,8 +102,11 @@ class PromptShape:
             if width is None:
                 continue
             found = None if part is None else tuple(part.shape)
-            if part is None or part.shape[-1] != width:
-                raise InputError(f"conditions.{name}", found, f"give vectors of width {width}")
+            several = name == "second" and self.second_layers
+            fits = part is not None and (part.shape[-1] % width == 0 if several else part.shape[-1] == width)
+            if part is None or not fits:
+                remedy = f"give vectors of width {width}" + (" or of several such layers" if several else "")
+                raise InputError(f"conditions.{name}", found, remedy)
             if tokens is not None and part.shape[1] != tokens:
                 raise InputError(f"conditions.{name}", found, f"give {tokens} tokens, padded")
 

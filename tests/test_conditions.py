@@ -52,6 +52,19 @@ def test_the_second_encoder_has_a_mask_of_its_own() -> None:
     assert picked.second_mask.tolist() == [[True, True], [True, False], [True, False]]
 
 
+def test_second_tokens_of_several_layers() -> None:
+    several = PromptShape(8, second=3, second_layers=True)
+    for width, fits in ((3, True), (9, True), (8, False)):
+        prompt = PromptEmbeddings(torch.zeros(1, 2, 8), second=torch.zeros(1, 2, width))
+        if fits:
+            several.check(prompt)
+        else:
+            with pytest.raises(InputError, match=r"conditions\.second.* give vectors of width 3 or of several such"):
+                several.check(prompt)
+    with pytest.raises(InputError, match=r"conditions\.second.* give vectors of width 3$"):
+        PromptShape(8, second=3).check(PromptEmbeddings(torch.zeros(1, 2, 8), second=torch.zeros(1, 2, 9)))
+
+
 def test_shapes_are_checked_at_once() -> None:
     embeds = torch.zeros(2, 4, 8)
     for arguments in (

@@ -4,7 +4,7 @@ A new autoencoder is one entry in `AUTOENCODERS`. Checked against the source of 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,12 @@ def halvings(config: Any) -> int:
     return int(2 ** (len(config.block_out_channels) - 1))
 
 
+def ltx_stride(config: Any) -> int:
+    """Given, or the patch doubled by each stage that scales."""
+    given = config.spatial_compression_ratio
+    return int(config.patch_size * 2 ** sum(config.spatio_temporal_scaling) if given is None else given)
+
+
 def shift_factor(vae: Any) -> float:
     """The shift of the config, zero where it has none."""
     return float(getattr(vae.config, "shift_factor", None) or 0.0)
@@ -91,6 +97,16 @@ def running_deviation(vae: Any) -> Tensor:
     return (_per_channel(vae, vae.bn.running_var) + float(vae.config.batch_norm_eps)).rsqrt()
 
 
+def kept_mean(vae: Any) -> Tensor:
+    """The mean per channel that is among the weights."""
+    return _per_channel(vae, vae.latents_mean)
+
+
+def kept_factor(vae: Any) -> Tensor:
+    """The scaling over the standard deviation per channel that is among the weights."""
+    return scaling_factor(vae) / _per_channel(vae, vae.latents_std)
+
+
 def kl_mean(vae: Any) -> Tensor | float:
     """The listed mean where there is one, else the shift."""
     return shift_factor(vae) if getattr(vae.config, "latents_mean", None) is None else listed_mean(vae)
@@ -101,6 +117,11 @@ def kl_factor(vae: Any) -> Tensor | float:
     if getattr(vae.config, "latents_std", None) is None:
         return scaling_factor(vae)
     return scaling_factor(vae) * listed_deviation(vae)
+
+
+def unscaled(entry: Autoencoder) -> Autoencoder:
+    """The same autoencoder for a model whose latents its scaling factor leaves alone."""
+    return replace(entry, factor=lambda vae: entry.factor(vae) / scaling_factor(vae))
 
 
 _TINY_KL = {
@@ -182,6 +203,45 @@ AUTOENCODERS: dict[str, Autoencoder] = {
             "norm_num_groups": 4,
             "spatial_compression_ratio": 2,
             "temporal_compression_ratio": 4,
+            "scaling_factor": 0.75,
+        },
+        offset=lambda vae: 0.0,
+        factor=scaling_factor,
+        video=True,
+    ),
+    "AutoencoderKLLTXVideo": Autoencoder(
+        stride=ltx_stride,
+        channels=lambda config: int(config.latent_channels),
+        tiny={
+            "latent_channels": 4,
+            "block_out_channels": (8, 8),
+            "down_block_types": ("LTXVideoDownBlock3D",) * 2,
+            "decoder_block_out_channels": (8, 8),
+            "layers_per_block": (1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1),
+            "spatio_temporal_scaling": (True, False),
+            "decoder_spatio_temporal_scaling": (True, False),
+            "decoder_inject_noise": (False,) * 3,
+            "downsample_type": ("conv",) * 2,
+            "upsample_residual": (False,) * 2,
+            "upsample_factor": (1,) * 2,
+            "scaling_factor": 0.75,
+        },
+        offset=kept_mean,
+        factor=kept_factor,
+        video=True,
+    ),
+    "AutoencoderKLCogVideoX": Autoencoder(
+        stride=halvings,
+        channels=lambda config: int(config.latent_channels),
+        tiny={
+            "latent_channels": 4,
+            "down_block_types": ("CogVideoXDownBlock3D",) * 2,
+            "up_block_types": ("CogVideoXUpBlock3D",) * 2,
+            "block_out_channels": (8, 8),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "temporal_compression_ratio": 2,
             "scaling_factor": 0.75,
         },
         offset=lambda vae: 0.0,

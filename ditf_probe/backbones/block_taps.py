@@ -14,7 +14,6 @@ from ditf_probe.backbones.families import (
     Call,
     EmbeddingParts,
     Family,
-    Projections,
     SubLayer,
     TokenOrder,
     output,
@@ -51,7 +50,7 @@ class StreamTap:
         stream = HookPoint((self.index, "stream"), self.block.get_submodule(self.layer.entry), "input", self.layer.read)
         if self.parts is not None:
             return [HookPoint(self._part(i), part, "output", output) for i, part in enumerate(self.parts)] + [stream]
-        modulation = self.group.modulation
+        modulation = self.layer.modulation or self.group.modulation
         return [stream, HookPoint((self.index, "modulation"), self.source, modulation.at, modulation.read)]
 
     def assemble(
@@ -87,12 +86,14 @@ class ProjectionTap:
         linear: The layer that computes them.
         norm: The norm of each head, or of all heads together, before the position encoding; None if there is none.
         order: Where the image tokens sit.
+        channels: Those of the layer that hold the projection; None if all do.
     """
 
     index: int
     linear: nn.Module
     norm: nn.Module | None
     order: TokenOrder
+    channels: slice | None = None
 
     def points(self) -> list[HookPoint]:
         """What to read."""
@@ -107,6 +108,8 @@ class ProjectionTap:
 
     def _read(self, call: Call) -> Tensor:
         projected: Tensor = call.output
+        if self.channels is not None:
+            projected = projected[..., self.channels]
         if self.norm is None:
             return projected
         # The norm is applied here and not read, because models differ in the layout in which they apply it.
@@ -136,12 +139,11 @@ def tap_block(
     group, position, block = find_block(transformer, family, index)
     check_block_tap(group, index, position, tap)
     if tap in ("query", "key", "value"):
-        assert group.projections is not None
-        return _projection(index, block, group.projections, tap, group.order)
+        return _projection(index, block, group, tap, family.width(transformer.config))
     layer = group.attention if tap == "attention" else group.mlp
     assert layer is not None
-    start = transformer if group.modulation.shared else block
-    source = start.get_submodule(group.modulation.module)
+    modulation = layer.modulation or group.modulation
+    source = (transformer if modulation.shared else block).get_submodule(modulation.module)
     parts = None
     if condition != "t+c" and family.parts is not None and family.parts.condition:
         parts = _parts(transformer if family.parts.shared else block, family.parts, condition)
@@ -163,25 +165,24 @@ def check_block_tap(group: BlockGroup, index: int, position: int, tap: Tap, argu
     """
     if tap not in group_taps(group):
         name = f"block {index} ({group.container}[{position}])"
-        reason = "has one AdaLN only, use tap attention" if tap == "mlp" else "has no projections to read"
-        raise InputError(argument, tap, f"{name} {reason}")
+        raise InputError(argument, tap, f"{name} has one AdaLN only, use tap attention")
 
 
 def group_taps(group: BlockGroup) -> tuple[Tap, ...]:
     """The taps of blocks of one kind."""
     streams: tuple[Tap, ...] = ("attention",) if group.mlp is None else ("attention", "mlp")
-    return streams if group.projections is None else (*streams, "query", "key", "value")
+    return (*streams, "query", "key", "value")
 
 
 def modules_of_tap(group: BlockGroup, family: Family, tap: Tap) -> set[str]:
     """Paths, in blocks of one kind, of the modules that a tap reads or calls itself."""
     if tap in ("query", "key", "value"):
-        assert group.projections is not None
         norm = {"query": group.projections.query_norm, "key": group.projections.key_norm}.get(tap)
         return {getattr(group.projections, tap)} | ({norm} if norm else set())
     layer = group.attention if tap == "attention" else group.mlp
     assert layer is not None
-    modulation = set() if group.modulation.shared else {group.modulation.module}
+    source = layer.modulation or group.modulation
+    modulation = set() if source.shared else {source.module}
     parts = family.parts
     embeddings = set() if parts is None or parts.shared else {*parts.time, *parts.condition}
     return ({layer.entry, layer.norm} | modulation | embeddings) - {""}
@@ -210,12 +211,15 @@ def _at(start: nn.Module, path: str) -> Iterator[nn.Module]:
         yield found
 
 
-def _projection(
-    index: int, block: nn.Module, projections: Projections, tap: Projection, order: TokenOrder
-) -> ProjectionTap:
+def _projection(index: int, block: nn.Module, group: BlockGroup, tap: Projection, width: int) -> ProjectionTap:
+    """The tap of a projection; `width` is that of the stream."""
+    projections = group.projections
     path = {"query": projections.query_norm, "key": projections.key_norm}.get(tap)
     norm = None if path is None else next(_at(block, path), None)
-    return ProjectionTap(index, block.get_submodule(getattr(projections, tap)), norm, projections.order or order)
+    first = ("query", "key", "value").index(tap) * width
+    channels = slice(first, first + width) if projections.fused else None
+    linear = block.get_submodule(getattr(projections, tap))
+    return ProjectionTap(index, linear, norm, projections.order or group.order, channels)
 
 
 def norm_width(norm: nn.Module) -> int:

@@ -74,7 +74,7 @@ class DiffusionBackbone(Backbone):
         super().__init__()
         self.family = find_family(transformer)
         self.transformer: Any = transformer
-        self.latents = LatentSpace(vae, posterior)
+        self.latents = LatentSpace(vae, posterior, scaled=self.family.scaled)
         self.class_embedding = class_embedding
         if class_embedding is not None:
             check_embedding(class_embedding, self.family, self.transformer.config)

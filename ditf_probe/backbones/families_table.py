@@ -56,8 +56,7 @@ def _class_cells(name: str, family: Family) -> tuple[str, str, str, str, str]:
 
 
 def _taps(group: BlockGroup) -> str:
-    taps = group_taps(group)
-    return ", ".join(taps) if "query" not in taps else ", ".join([*taps[:-3], "q/k/v"])
+    return ", ".join([*group_taps(group)[:-3], "q/k/v"])
 
 
 def _modulation(group: BlockGroup) -> str:

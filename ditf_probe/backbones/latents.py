@@ -10,7 +10,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from ditf_probe.backbones.autoencoders import AUTOENCODERS
+from ditf_probe.backbones.autoencoders import AUTOENCODERS, unscaled
 from ditf_probe.errors import InputError, check_choice
 
 Posterior = Literal["mode", "sample"]
@@ -94,6 +94,7 @@ class LatentSpace(nn.Module):
     Args:
         vae: A diffusers autoencoder of a class in `AUTOENCODERS`, or None for pixel space (images in [-1, 1]).
         posterior: "mode", or "sample" for one sample of the posterior per draw (what training and the reference do).
+        scaled: False leaves out the scaling factor of the autoencoder's config.
 
     Attributes:
         stride: Pixels per latent.
@@ -103,7 +104,7 @@ class LatentSpace(nn.Module):
         InputError: Unknown posterior, an unknown autoencoder, or one without a posterior to sample.
     """
 
-    def __init__(self, vae: nn.Module | None = None, posterior: Posterior = "mode") -> None:
+    def __init__(self, vae: nn.Module | None = None, posterior: Posterior = "mode", *, scaled: bool = True) -> None:
         super().__init__()
         check_choice("posterior", posterior, Posterior)
         self.vae = vae
@@ -113,7 +114,7 @@ class LatentSpace(nn.Module):
             name = type(vae).__name__
             if name not in AUTOENCODERS:
                 raise InputError("vae", name, f"use one of {', '.join(AUTOENCODERS)}")
-            self.entry = AUTOENCODERS[name]
+            self.entry = AUTOENCODERS[name] if scaled else unscaled(AUTOENCODERS[name])
             config: Any = vae.config
             self.stride, self.channels = self.entry.stride(config), self.entry.channels(config)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.backbones.checks import check_ids
@@ -74,7 +75,7 @@ def stack(prompts: Sequence[PromptEmbeddings]) -> list[tuple[list[int], PromptEm
 
     Args:
         prompts: With a mask the shorter ones are padded on the right with masked zeros; without, those of one length go
-            together.
+            together. Second tokens that share the mask are padded along.
 
     Returns:
         Positions in `prompts`, and their embeddings; a single batch unless lengths differ and there is no mask.
@@ -91,8 +92,10 @@ def _padded(prompt: PromptEmbeddings, length: int) -> PromptEmbeddings:
     missing = length - prompt.embeds.shape[1]
     if not missing or prompt.mask is None:
         return prompt
-    embeds = torch.nn.functional.pad(prompt.embeds, (0, 0, 0, missing))
-    return replace(prompt, embeds=embeds, mask=torch.nn.functional.pad(prompt.mask, (0, missing)))
+    embeds, second = F.pad(prompt.embeds, (0, 0, 0, missing)), prompt.second
+    if second is not None and prompt.second_mask is None and second.shape[1] == prompt.embeds.shape[1]:
+        second = F.pad(second, (0, 0, 0, missing))
+    return replace(prompt, embeds=embeds, mask=F.pad(prompt.mask, (0, missing)), second=second)
 
 
 def _cat(prompts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ditf_probe.backbones.autoencoders import AUTOENCODERS
+from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.text_sides import TextSide, installed, pipeline_class, read_index
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.errors import InputError
@@ -37,7 +40,7 @@ def load_text_pipeline(folder: Path, side: TextSide, device: torch.device, dtype
         dtype: Their dtype.
 
     Returns:
-        The pipeline, without transformer, autoencoder and scheduler.
+        The pipeline, without transformer, autoencoder and scheduler, or with very small ones in their place.
 
     Raises:
         InputError: A package is missing, or the folder is damaged.
@@ -50,6 +53,7 @@ def load_text_pipeline(folder: Path, side: TextSide, device: torch.device, dtype
     parts = {name for name, value in read_index(folder).items() if _is_part(value)}
     parts |= {name for name, parameter in taken.items() if parameter.default is parameter.empty and name != "self"}
     options: dict[str, Any] = {name: None for name in parts if not _is_text(name)}
+    options |= {name: _stand_in(kind, dtype) for name, kind in side.stand_ins.items()}
     if "requires_safety_checker" in taken:
         options["requires_safety_checker"] = False
     try:
@@ -75,16 +79,27 @@ def encode_prompt(pipeline: Any, side: TextSide, prompt: str, arguments: Mapping
         One row, in the dtype of the encoders, on the CPU.
     """
     values: list[Any] = []
+    takes_device = "device" in inspect.signature(pipeline.encode_prompt).parameters
+    device = {"device": pipeline.device} if takes_device else {}
     for further in side.calls:
-        returned = pipeline.encode_prompt(prompt=prompt, device=pipeline.device, **arguments, **further)
+        returned = pipeline.encode_prompt(prompt=prompt, **device, **arguments, **further)
         values += returned if isinstance(returned, tuple) else (returned,)
     found = {part: _row(values[index]) for part, index in side.parts.items()}
-    embeds, mask = found["embeds"], found.get("mask")
+    embeds, mask, second_mask = found["embeds"], found.get("mask"), found.get("second_mask")
     assert embeds is not None
     if mask is None and side.masked:
         mask = torch.ones(embeds.shape[:2])
-    second = None if side.second is None else side.second(values).cpu()
-    return PromptEmbeddings(embeds.flatten(2), found.get("pooled"), None if mask is None else mask.bool(), second)
+    second = found.get("second") if side.second is None else side.second(values).cpu()
+    masks = [None if x is None else x.bool() for x in (mask, second_mask)]
+    return PromptEmbeddings(embeds.flatten(2), found.get("pooled"), masks[0], second, masks[1])
+
+
+def _stand_in(kind: str, dtype: torch.dtype) -> nn.Module:
+    """A very small model of a diffusers class; the global generator is left as it was."""
+    tiny = FAMILIES[kind].tiny if kind in FAMILIES else AUTOENCODERS[kind].tiny
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = getattr(diffusers, kind)(**tiny)
+    return nn.Module.to(model, dtype)  # that of diffusers warns for nothing
 
 
 def _row(value: Tensor | list[Tensor] | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from torch import Tensor
 
 from ditf_probe.errors import InputError
@@ -30,9 +31,11 @@ class TextSide:
         arguments: Keyword arguments of `encode_prompt`, beside the prompt and the device.
         from_call: Names of further arguments, taken from the defaults of the pipeline's `__call__`.
         calls: Further arguments of each call, where one encoder is run per call; the values follow one another.
-        second: From the values to the tokens of a second text encoder.
+        second: From the values to the tokens of a second text encoder, where they are not one of the values.
         masked: The transformer masks padding, and `encode_prompt` pads a single prompt not at all.
         needs: Packages that the pipeline needs beside transformers.
+        stand_ins: Name to class of further components that the pipeline asks for a dtype or a setting. They do not run,
+            so very small ones stand in for them.
     """
 
     pipeline: str
@@ -43,6 +46,7 @@ class TextSide:
     second: Callable[[Sequence[Any]], Tensor] | None = None
     masked: bool = False
     needs: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     def all_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `encode_prompt`, those of the user in place of the defaults.
@@ -64,12 +68,34 @@ def layers_side_by_side(values: Sequence[Any]) -> Tensor:
     return layers.permute(1, 2, 0, 3).flatten(2)
 
 
+def hidden_states_side_by_side(values: Sequence[Any]) -> Tensor:
+    """From the hidden states of a language model, a list of `(B, L, D)`, to `(B, L, layers * D)`."""
+    return torch.cat(values[5], dim=-1)
+
+
 ALONE: dict[str, Any] = {"do_classifier_free_guidance": False}  # no negative prompt beside the prompt
 RAW: dict[str, Any] = {**ALONE, "clean_caption": False}  # cleaning depends on packages that may be missing
 
 TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     "AuraFlowTransformer2DModel": (
         TextSide("AuraFlowPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 256}),  # padding is zeroed
+    ),
+    "BriaTransformer2DModel": (  # padding is zeroed
+        TextSide(
+            "BriaPipeline",
+            {"embeds": 0},
+            {**ALONE, "max_sequence_length": 128},
+            stand_ins={"vae": "AutoencoderKL", "transformer": "BriaTransformer2DModel"},
+        ),
+    ),
+    "BriaFiboTransformer2DModel": (  # the last two layers of a language model side by side, and all of them for blocks
+        TextSide(
+            "BriaFiboPipeline",
+            {"embeds": 0, "mask": 3},
+            {"guidance_scale": 1.0, "max_sequence_length": 3000},  # no negative prompt beside the prompt
+            second=hidden_states_side_by_side,
+            stand_ins={"transformer": "BriaFiboTransformer2DModel"},
+        ),
     ),
     "ChromaTransformer2DModel": (
         TextSide("ChromaPipeline", {"embeds": 0, "mask": 2}, {**ALONE, "max_sequence_length": 512}),
@@ -80,6 +106,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     "CogView4Transformer2DModel": (  # padded on the left to a multiple of 16, without a mask
         TextSide("CogView4Pipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 1024}),
     ),
+    "CogVideoXTransformer3DModel": (  # padding is seen
+        TextSide("CogVideoXPipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 226}),
+    ),
     "ErnieImageTransformer2DModel": (TextSide("ErnieImagePipeline", {"embeds": 0}, masked=True),),
     "Flux2Transformer2DModel": (
         TextSide("Flux2Pipeline", {"embeds": 0}, {"max_sequence_length": 512}),
@@ -87,6 +116,9 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     ),
     "FluxTransformer2DModel": (  # FLUX.1-schnell was trained with 256 tokens
         TextSide("FluxPipeline", {"embeds": 0, "pooled": 1}, {"max_sequence_length": 512}),
+    ),
+    "GlmImageTransformer2DModel": (  # what stands in quotes in the prompt, the only text that the transformer sees
+        TextSide("GlmImagePipeline", {"embeds": 0}, {**ALONE, "max_sequence_length": 2048}),
     ),
     "HiDreamImageTransformer2DModel": (  # T5, the layers of Llama, and the pooled vectors of two CLIPs
         TextSide(
@@ -99,13 +131,12 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
     "HunyuanDiT2DModel": (  # BERT and T5, each with a mask
         TextSide(
             "HunyuanDiTPipeline",
-            {"embeds": 0, "mask": 2},
+            {"embeds": 0, "mask": 2, "second": 4, "second_mask": 6},
             ALONE,
             calls=(
                 {"text_encoder_index": 0, "max_sequence_length": 77},
                 {"text_encoder_index": 1, "max_sequence_length": 256},
             ),
-            second=lambda values: values[4] * values[6][..., None],  # padding becomes zero
         ),
     ),
     "HunyuanImageTransformer2DModel": (  # a language model, and ByT5 for text that is to be drawn
@@ -115,8 +146,17 @@ TEXT_SIDES: dict[str, tuple[TextSide, ...]] = {
             second=lambda values: values[2] * values[3][..., None],  # padding becomes zero
         ),
     ),
+    "HunyuanVideoTransformer3DModel": (  # the third last layer of Llama, behind a request to describe a video; CLIP
+        TextSide("HunyuanVideoPipeline", {"embeds": 0, "pooled": 1, "mask": 2}, {"max_sequence_length": 256}),
+    ),
     "Krea2Transformer2DModel": (  # several layers of the encoder side by side, `(B, L, layers * D)`
         TextSide("Krea2Pipeline", {"embeds": 0, "mask": 1}, {"max_sequence_length": 512}),
+    ),
+    "LTXVideoTransformer3DModel": (
+        TextSide("LTXPipeline", {"embeds": 0, "mask": 1}, {**ALONE, "max_sequence_length": 128}),
+    ),
+    "LongCatImageTransformer2DModel": (  # always 512 tokens; the pipeline may rewrite prompts before, which is left out
+        TextSide("LongCatImagePipeline", {"embeds": 0}),
     ),
     "Lumina2Transformer2DModel": (
         TextSide("Lumina2Pipeline", {"embeds": 0, "mask": 1}, {**ALONE, "max_sequence_length": 256}),

@@ -104,13 +104,13 @@ class TextFolders:
         pieces += [("▁", -4.0), *((letter, -6.0) for letter in self.letters)]
         return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64, chat_template="{{ messages[0].content }}")
 
-    def clip(self, width: int, projection: int | None = None) -> nn.Module:
+    def clip(self, width: int, projection: int | None = None, positions: int = 16) -> nn.Module:
         """A CLIP text encoder with three layers; with a projection its pooled vector has that width."""
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         shape = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
         ids = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-        config = CLIPTextConfig(**shape, **ids, max_position_embeddings=16, projection_dim=projection or width)
+        config = CLIPTextConfig(**shape, **ids, max_position_embeddings=positions, projection_dim=projection or width)
         return randomise((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed=width)
 
     def t5(self, width: int) -> nn.Module:
@@ -156,6 +156,100 @@ class TextFolders:
         self.name_transformer(folder, "SD3Transformer2DModel")
         return folder
 
+    @cached_property
+    def fibo(self) -> Path:
+        """Bria FIBO: a SmolLM3 of three layers; its vocabulary holds the token that stands for an empty prompt."""
+        from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+        ids = {"vocab_size": 128001, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+        encoder = SmolLM3ForCausalLM(SmolLM3Config(**shape, **ids, num_key_value_heads=1, tie_word_embeddings=True))
+        return self.with_encoder("BriaFiboPipeline", "BriaFiboTransformer2DModel", randomise(encoder))
+
+    @cached_property
+    def hunyuan_video(self) -> Path:
+        """HunyuanVideo: a Llama of width 16 and four layers, CLIP of width 20."""
+        from transformers import LlamaModel
+
+        encoder = randomise(LlamaModel(self.llama_config()))
+        folder = self.with_encoder("HunyuanVideoPipeline", "HunyuanVideoTransformer3DModel", encoder)
+        return self.add_encoder(folder, 2, self.clip(20, positions=77), self.clip_tokenizer())
+
+    @cached_property
+    def hidream(self) -> Path:
+        """HiDream: two CLIPs with pooled vectors of 9 and 11, T5 of width 24, a Llama of width 16 and four layers."""
+        from transformers import LlamaForCausalLM
+
+        folder = self.with_encoder("HiDreamImagePipeline", "HiDreamImageTransformer2DModel", self.clip(8, 9, 128))
+        self.add_encoder(folder, 1, self.clip(8, 9, 128), self.clip_tokenizer())
+        self.add_encoder(folder, 2, self.clip(12, 11, 128), self.clip_tokenizer())
+        self.add_encoder(folder, 3, self.t5(24), self.t5_tokenizer())
+        return self.add_encoder(folder, 4, randomise(LlamaForCausalLM(self.llama_config())), self.t5_tokenizer())
+
+    @cached_property
+    def ovis(self) -> Path:
+        """Ovis: a Qwen3 of width 16 and two layers."""
+        from transformers import Qwen3Config, Qwen3Model
+
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = Qwen3Config(**shape, num_key_value_heads=1, head_dim=8, vocab_size=48)
+        return self.with_encoder("OvisImagePipeline", "OvisImageTransformer2DModel", randomise(Qwen3Model(config)))
+
+    @cached_property
+    def krea2(self) -> Path:
+        """Krea 2: a Qwen3-VL of width 16, of whose three hidden states the last two count."""
+        from transformers import Qwen3VLConfig, Qwen3VLModel
+
+        shape = {"hidden_size": 16, "intermediate_size": 16}
+        text = shape | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        text |= {"vocab_size": 48, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+        vision = shape | {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]}
+        encoder = randomise(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)))
+        folder = self.with_encoder("Krea2Pipeline", "Krea2Transformer2DModel", encoder)
+        self.change_index(folder, text_encoder_select_layers=[1, 2])
+        return folder
+
+    def llama_config(self) -> Any:
+        """Of a Llama with four layers."""
+        from transformers import LlamaConfig
+
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+        return LlamaConfig(**shape, vocab_size=48, pad_token_id=0)
+
+    @cached_property
+    def longcat(self) -> Path:
+        """LongCat: a Qwen2.5-VL of width 16, two layers of language and one of vision."""
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        shape = {"intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 16}
+        text = shape | {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 48, "bos_token_id": 1}
+        text |= {
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "rope_parameters": {"type": "default", "mrope_section": [1, 1, 2]},
+        }
+        vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 16}
+        encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+        return self.with_encoder("LongCatImagePipeline", "LongCatImageTransformer2DModel", randomise(encoder))
+
+    def with_encoder(self, pipeline: str, transformer: str, encoder: nn.Module) -> Path:
+        """The text side alone of a pipeline with one encoder and the tokenizer of T5."""
+        folder = self.root / pipeline
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        self.change_index(folder, _class_name=pipeline, vae=["diffusers", "AutoencoderKL"])
+        self.name_transformer(folder, transformer)
+        return self.add_encoder(folder, 1, encoder, self.t5_tokenizer())
+
+    def add_encoder(self, folder: Path, number: int, encoder: nn.Module, tokenizer: Any) -> Path:
+        """Puts an encoder and its tokenizer into a pipeline; the first has no number in its name."""
+        suffix = "" if number == 1 else f"_{number}"
+        encoder.save_pretrained(folder / f"text_encoder{suffix}")
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+        kinds = {f"text_encoder{suffix}": encoder, f"tokenizer{suffix}": tokenizer}
+        self.change_index(folder, **{name: ["transformers", type(part).__name__] for name, part in kinds.items()})
+        return folder
+
     def with_t5(self, pipeline: str, transformer: str, encoders: int = 1) -> Path:
         """The text side alone of a pipeline with one T5 of width 20, or two."""
         folder = self.root / pipeline
@@ -172,6 +266,9 @@ class TextFolders:
 
     def name_transformer(self, folder: Path, transformer: str) -> None:
         """Names the transformer of a pipeline in its index, as a whole folder would."""
+        self.change_index(folder, transformer=["diffusers", transformer])
+
+    def change_index(self, folder: Path, **entries: Any) -> None:
+        """Sets entries of `model_index.json`."""
         file = folder / "model_index.json"
-        index = json.loads(file.read_text()) | {"transformer": ["diffusers", transformer]}
-        file.write_text(json.dumps(index))
+        file.write_text(json.dumps(json.loads(file.read_text()) | entries))

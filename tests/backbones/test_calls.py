@@ -105,7 +105,29 @@ def test_masked_text_tokens_change_nothing(name: str, second: int | None) -> Non
     assert not torch.allclose(after_one_block(word), after_one_block(plain))
 
 
+@pytest.mark.parametrize(("given", "expected"), [(4, [0, 1, 2, 3]), (6, [2, 3, 4, 5]), (2, [0, 1, 1, 1])])
+def test_the_last_layers_of_a_language_model_go_to_the_blocks(given: int, expected: list[int]) -> None:
+    backbone = build("BriaFiboTransformer2DModel")  # four blocks, layers of 12 channels
+    seen = []
+    backbone.transformer.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    second = torch.arange(given).repeat_interleave(12).expand(1, 3, -1).float()
+    run(backbone, conditions=PromptEmbeddings(torch.zeros(1, 3, 24), second=second))
+    assert [layer.unique().tolist() for layer in seen[0]["text_encoder_layers"]] == [[x] for x in expected]
+
+
 def test_layers_for_every_text_token() -> None:
     prompt = PromptEmbeddings(torch.zeros(1, 3, 24), second=torch.zeros(1, 2, 48))
     with pytest.raises(InputError, match=r"conditions\.second"):
         run(build("BriaFiboTransformer2DModel"), conditions=prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "word"),
+    [
+        ("CogVideoXTransformer3DModel", {"patch_size_t": 2}, "CogVideoX 1.0"),
+        ("PRXTransformer2DModel", {"bottleneck_size": 8}, "PRX of latents"),
+    ],
+)
+def test_variants_that_do_not_fit_an_image(name: str, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        build(name, **changes)

@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKLLTXVideo, DDPMScheduler, GlmImageTransformer2DModel
 
+from ditf_probe.backbones.autoencoders import AUTOENCODERS
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.latents import LatentSpace, ddpm_noising, flow_noising, image_hash, noise, noise_schedule
@@ -107,8 +108,33 @@ def test_autoencoder_with_statistics_per_channel(make_vae: object) -> None:
     with torch.no_grad():
         encoded = LatentSpace(vae).encode(images)
         raw = vae.encode(2 * images - 1).latent_dist.mean
-    expected = (raw - torch.tensor(mean).reshape(1, 4, 1, 1)) / torch.tensor(std).reshape(1, 4, 1, 1) * 0.5
-    torch.testing.assert_close(encoded.mean, expected)
+        unscaled = LatentSpace(vae, scaled=False).encode(images)
+    expected = (raw - torch.tensor(mean).reshape(1, 4, 1, 1)) / torch.tensor(std).reshape(1, 4, 1, 1)
+    torch.testing.assert_close(encoded.mean, 0.5 * expected)
+    torch.testing.assert_close(unscaled.mean, expected)
+
+
+def test_autoencoder_with_statistics_among_its_weights() -> None:
+    mean, std = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    vae = AutoencoderKLLTXVideo(**AUTOENCODERS["AutoencoderKLLTXVideo"].tiny).eval()
+    vae.latents_mean, vae.latents_std = mean, std
+    images = torch.rand(1, 3, 16, 8)
+    with torch.no_grad():
+        encoded = LatentSpace(vae, "sample").encode(images)
+        raw = vae.encode(2 * images[:, :, None] - 1).latent_dist
+    scale = 0.75 / std.reshape(1, 4, 1, 1)
+    assert encoded.mean.shape == (1, 4, 2, 1)
+    torch.testing.assert_close(encoded.mean, (raw.mean[:, :, 0] - mean.reshape(1, 4, 1, 1)) * scale)
+    torch.testing.assert_close(encoded.deviation, raw.std[:, :, 0] * scale)
+
+
+def test_a_model_that_knows_no_scaling_factor(make_vae: object) -> None:
+    family = FAMILIES["GlmImageTransformer2DModel"]
+    vae = make_vae(scaling_factor=0.5)
+    backbone = Backbone.from_model(GlmImageTransformer2DModel(**family.tiny), vae)
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.latents.encode(images).mean, vae.encode(2 * images - 1).latent_dist.mean)
 
 
 @pytest.mark.parametrize("kind", ["dit", "flux"])

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,18 @@ def test_masked_prompts_are_padded() -> None:
     assert found.mask.tolist() == [[True, True, False], [True, True, True]]
     assert found.pooled is not None
     assert found.pooled[:, 0].tolist() == [1, 2]
+
+
+def test_second_tokens_that_share_the_mask_are_padded_along() -> None:
+    """Those of another number, or with a mask of their own, are as they were."""
+    shared = [replace(row(length, 1.0, True), second=torch.full((1, length, 4), 7.0)) for length in (2, 3)]
+    ((_, found),) = stack(shared)
+    assert found.second is not None
+    assert found.second[..., 0].tolist() == [[7, 7, 0], [7, 7, 7]]
+    for second, mask in ((torch.ones(1, 5, 4), None), (torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))):
+        ((_, found),) = stack([replace(one, second=second, second_mask=mask) for one in shared])
+        assert found.second is not None
+        assert torch.equal(found.second, second.expand(2, -1, -1))
 
 
 def test_prompts_without_a_mask_go_by_length() -> None:

@@ -22,8 +22,12 @@ CPU = torch.device("cpu")
 ENTRIES = [(model, side) for model, sides in TEXT_SIDES.items() for side in sides]
 NAMES = [side.pipeline for _, side in ENTRIES]
 # Values that `encode_prompt` of the pipeline returns, for a part that has another name than "prompt_embeds".
-RETURNED = {"embeds": {"prompt_embeds", "prompt_embeds_t5", "text_hiddens"}, "pooled": {"pooled_prompt_embeds"}}
-RETURNED["mask"] = {"prompt_attention_mask", "prompt_embeds_mask"}
+RETURNED = {
+    "embeds": {"prompt_embeds", "prompt_embeds_t5", "text_hiddens", "prompt_embeds.to(self.device)"},
+    "pooled": {"pooled_prompt_embeds"},
+    "mask": {"prompt_attention_mask", "prompt_embeds_mask"},
+}
+RETURNED |= {"second": RETURNED["embeds"], "second_mask": RETURNED["mask"]}
 
 
 def encode(folder: Path, prompt: str, **arguments: Any) -> PromptEmbeddings:
@@ -38,7 +42,7 @@ def test_parts_are_where_the_source_returns_them(model: str, side: TextSide) -> 
     (returned,) = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
     values = returned.elts if isinstance(returned, ast.Tuple) else [returned]
     for part, index in side.parts.items():
-        assert ast.unparse(values[index]) in RETURNED[part]
+        assert ast.unparse(values[index % len(values)]) in RETURNED[part]  # of several calls one after the other
     assert hasattr(diffusers, model)
 
 
@@ -51,7 +55,7 @@ def test_arguments_are_those_of_the_pipeline_itself(side: TextSide) -> None:
     needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
     assert needed - {"self", "prompt", "device", "kwargs"} <= arguments.keys() <= known.keys()
     for name, value in arguments.items():
-        if name in call and name != "clean_caption":
+        if name in call and name not in ("clean_caption", "guidance_scale"):
             assert value == call[name].default, name
     if "max_sequence_length" in known:
         assert all("max_sequence_length" in {**arguments, **further} for further in side.calls)
@@ -134,8 +138,28 @@ def test_masked_t5(text_folders: Any, pipeline: str, model: str, length: int, ke
 
 
 @pytest.mark.parametrize(
+    ("pipeline", "model", "length", "masked"),
+    [
+        ("CogVideoXPipeline", "CogVideoXTransformer3DModel", 226, False),
+        ("LTXPipeline", "LTXVideoTransformer3DModel", 128, True),  # the transformer alone masks the padding
+    ],
+)
+def test_t5_that_sees_its_padding(text_folders: Any, pipeline: str, model: str, length: int, masked: bool) -> None:
+    folder = text_folders.with_t5(pipeline, model)
+    found = encode(folder, "a photo of a cat")
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, CAT, length, masked=False))
+    assert (found.mask is not None) == masked
+    if found.mask is not None:
+        assert found.mask[0].tolist() == [True] * 6 + [False] * (length - 6)
+
+
+@pytest.mark.parametrize(
     ("pipeline", "model", "length"),
-    [("AuraFlowPipeline", "AuraFlowTransformer2DModel", 256), ("WanPipeline", "WanTransformer3DModel", 512)],
+    [
+        ("AuraFlowPipeline", "AuraFlowTransformer2DModel", 256),
+        ("BriaPipeline", "BriaTransformer2DModel", 128),
+        ("WanPipeline", "WanTransformer3DModel", 512),
+    ],
 )
 def test_t5_with_zeroed_padding(text_folders: Any, pipeline: str, model: str, length: int) -> None:
     folder = text_folders.with_t5(pipeline, model)
@@ -152,8 +176,10 @@ def test_two_encoders(text_folders: Any) -> None:
     assert found.mask is not None
     assert found.mask[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
     assert found.second is not None
-    torch.testing.assert_close(found.second[:, :6], t5_by_hand(folder, CAT, 256)[:, :6])
-    assert not found.second[:, 6:].any()
+    torch.testing.assert_close(found.second, t5_by_hand(folder, CAT, 256))
+    assert found.second_mask is not None
+    assert found.second_mask.dtype == torch.bool
+    assert found.second_mask[0].tolist() == [True] * 6 + [False] * 250
     with pytest.raises(InputError, match="no argument"):
         encode(folder, "a cat", max_sequence_length=5)
 
@@ -165,6 +191,151 @@ def test_two_encoders(text_folders: Any) -> None:
     assert quoted.second.shape == (1, 128, 20)
     assert 1 < int(quoted.second.any(-1).sum()) < 128
     assert plain.embeds.shape == (1, 1000, 20)
+
+
+def test_fibo_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """The last two layers are the text tokens, and every layer goes along. An empty prompt is one special token."""
+    from transformers import SmolLM3ForCausalLM
+
+    model = SmolLM3ForCausalLM.from_pretrained(text_folders.fibo / "text_encoder")
+    for prompt, ids in (("a photo of a cat", CAT), ("", [128000])):
+        found = encode(text_folders.fibo, prompt)
+        with torch.no_grad():
+            layers = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        assert len(layers) == 4  # the embedding, and three layers
+        torch.testing.assert_close(found.embeds, torch.cat([layers[-1], layers[-2]], dim=-1))
+        assert found.second is not None
+        torch.testing.assert_close(found.second, torch.cat(layers, dim=-1))
+        assert found.mask is not None
+        assert found.mask.tolist() == [[True] * len(ids)]
+
+
+def test_hunyuan_video_against_its_encoders_by_hand(text_folders: Any) -> None:
+    """The request before the prompt is 95 tokens for Llama; here it is more, and what lies behind the 95th counts."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+    from transformers import CLIPTextModel, LlamaModel, T5Tokenizer
+
+    folder = text_folders.hunyuan_video
+    found = encode(folder, "a cat")
+    ids = T5Tokenizer.from_pretrained(folder / "tokenizer")(
+        DEFAULT_PROMPT_TEMPLATE["template"].format("a cat")
+    ).input_ids
+    assert len(ids) > 95 + 256  # no padding
+    ids = torch.tensor([[*ids[: 95 + 255], 1]])
+    letters = torch.tensor([[52, 26, 2, 0, 45, 53, *[53] * 71]])  # <start> a</w> c a t</w> <end>, padded
+    with torch.no_grad():
+        layers = LlamaModel.from_pretrained(folder / "text_encoder")(ids, output_hidden_states=True).hidden_states
+        pooled = CLIPTextModel.from_pretrained(folder / "text_encoder_2")(letters).pooler_output
+    torch.testing.assert_close(found.embeds, layers[-3][:, 95:])
+    torch.testing.assert_close(found.pooled, pooled)
+    assert found.mask is not None
+    assert found.mask.shape == (1, 256)
+    assert found.mask.all()
+
+
+def test_hidream_against_its_encoders_by_hand(text_folders: Any) -> None:
+    """T5 tokens, both projections of CLIP side by side, and every layer of Llama but its embedding."""
+    from transformers import CLIPTextModelWithProjection, LlamaForCausalLM, T5EncoderModel
+
+    folder = text_folders.hidream
+    found = encode(folder, "a cat")
+    letters = torch.tensor([[52, 26, 2, 0, 45, 53, *[53] * 122]])  # <start> a</w> c a t</w> <end>, padded
+    words = torch.tensor([[3, 6, 1, *[0] * 61]])  # the tokenizer here ends at 64 tokens
+    with torch.no_grad():
+        pooled = [
+            CLIPTextModelWithProjection.from_pretrained(folder / part)(letters).text_embeds
+            for part in ("text_encoder", "text_encoder_2")
+        ]
+        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_3")(words, attention_mask=words.gt(0).long())
+        llama = LlamaForCausalLM.from_pretrained(folder / "text_encoder_4")
+        ended = words.clamp(min=1)  # the pipeline has Llama's prompts padded with their last token
+        layers = llama(ended, attention_mask=words.gt(0).long(), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found.pooled, torch.cat(pooled, dim=-1))
+    torch.testing.assert_close(found.embeds, t5.last_hidden_state)
+    assert found.second is not None
+    torch.testing.assert_close(found.second, torch.cat(layers[1:], dim=-1))
+    assert (found.mask, found.second_mask) == (None, None)
+
+
+def test_ovis_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """28 tokens of a request before the prompt are cut off; here it has more. Padding is zeroed."""
+    from transformers import Qwen3Model, T5Tokenizer
+
+    folder = text_folders.ovis
+    found = encode(folder, "a cat")
+    request = load_text_pipeline(folder, find_text_side(folder), CPU, torch.float32).system_prompt
+    ids = T5Tokenizer.from_pretrained(folder / "tokenizer")(request + "a cat", add_special_tokens=False).input_ids
+    padded = torch.tensor([ids + [0] * (284 - len(ids))])
+    with torch.no_grad():
+        hidden = Qwen3Model.from_pretrained(folder / "text_encoder")(padded, attention_mask=padded.gt(0).long())
+    assert 28 < len(ids) < 284
+    torch.testing.assert_close(found.embeds[:, : len(ids) - 28], hidden.last_hidden_state[:, 28 : len(ids)])
+    assert not found.embeds[:, len(ids) - 28 :].any()
+    assert (found.embeds.shape, found.mask) == ((1, 256, 16), None)
+
+
+def test_krea2_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """Chosen layers side by side. 34 tokens before the prompt are cut off, and padding is before what closes it."""
+    from transformers import Qwen3VLModel, T5Tokenizer
+
+    folder = text_folders.krea2
+    found = encode(folder, "a cat")
+    pipeline = load_text_pipeline(folder, find_text_side(folder), CPU, torch.float32)
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    before = tokenizer(pipeline.prompt_template_encode_prefix + "a cat").input_ids
+    after = tokenizer(pipeline.prompt_template_encode_suffix).input_ids
+    ids = torch.tensor([before + [0] * (512 + 34 - 5 - len(before)) + after])
+    mask = ids.gt(0)
+    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        layers = Qwen3VLModel.from_pretrained(folder / "text_encoder")(
+            input_ids=ids, attention_mask=mask, position_ids=counted.expand(3, -1, -1), output_hidden_states=True
+        ).hidden_states
+    torch.testing.assert_close(found.embeds, torch.cat([layers[1], layers[2]], dim=-1)[:, 34:])
+    assert found.mask is not None
+    assert torch.equal(found.mask, mask[:, 34:])
+
+
+def test_longcat_against_its_language_model_by_hand(text_folders: Any) -> None:
+    """The pipeline puts the prompt into a request and cuts its tokens out of the answer, padding and all."""
+    from transformers import Qwen2_5_VLForConditionalGeneration, T5Tokenizer
+
+    folder = text_folders.longcat
+    found = encode(folder, "a photo of a cat")
+    pipeline = load_text_pipeline(folder, find_text_side(folder), CPU, torch.float32)
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    before, after = (
+        tokenizer(text, add_special_tokens=False).input_ids
+        for text in (pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_suffix)
+    )
+    prompt = CAT[:-1] + [0] * (512 - 5)
+    mask = [1] * (len(before) + 5) + [0] * (512 - 5) + [1] * len(after)
+    with torch.no_grad():
+        hidden = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder")(
+            input_ids=torch.tensor([before + prompt + after]),
+            attention_mask=torch.tensor([mask]),
+            output_hidden_states=True,
+        ).hidden_states[-1]
+    torch.testing.assert_close(found.embeds, hidden[:, len(before) : len(before) + 512])
+    assert (found.embeds.shape, found.mask, found.second) == ((1, 512, 16), None, None)
+
+
+def test_glm_reads_what_is_to_be_written(text_folders: Any) -> None:
+    folder = text_folders.with_t5("GlmImagePipeline", "GlmImageTransformer2DModel")
+    found, nothing = (encode(folder, prompt) for prompt in ('a photo "a cat"', "a photo"))
+    torch.testing.assert_close(found.embeds, t5_by_hand(folder, [3, 6, 1], 3))
+    torch.testing.assert_close(nothing.embeds, t5_by_hand(folder, [1], 1))
+    assert found.mask is None
+
+
+def test_stand_ins_leave_the_global_generator_alone(text_folders: Any) -> None:
+    folder = text_folders.with_t5("BriaPipeline", "BriaTransformer2DModel")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    pipeline = load_text_pipeline(folder, find_text_side(folder), CPU, torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert pipeline.transformer.dtype == torch.bfloat16
+    assert sum(p.numel() for part in (pipeline.vae, pipeline.transformer) for p in part.parameters()) < 1_000_000
 
 
 def test_layers_of_a_language_model_side_by_side() -> None:

@@ -1,5 +1,7 @@
 """Kinds of blocks that many classes share."""
 
+from dataclasses import replace
+
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     EmbeddingParts,
@@ -14,6 +16,12 @@ def projections_of(attention: str) -> Projections:
     """Query, key and value of an attention with the usual names, at a path."""
     query, key, value, query_norm, key_norm = (f"{attention}.{x}" for x in ("to_q", "to_k", "to_v", "norm_q", "norm_k"))
     return Projections(query, key, value, query_norm, key_norm)
+
+
+def fused_projections_of(attention: str, linear: str) -> Projections:
+    """As `projections_of` where one linear layer computes all three."""
+    path = f"{attention}.{linear}"
+    return replace(projections_of(attention), query=path, key=path, value=path, fused=True)
 
 
 def adaln_zero_blocks(mlp_norm: str, attention: str = "attn", container: str = "transformer_blocks") -> BlockGroup:
@@ -49,7 +57,6 @@ def parallel_blocks(
         attention=SubLayer("norm", norm="norm.norm", shift=0, scale=1, gate=2, into=into),
         mlp=None,
         order=order,
-        projections=Projections(),
     )
 
 

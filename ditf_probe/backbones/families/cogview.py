@@ -1,4 +1,4 @@
-"""The CogView transformers: joint attention over whole latents, told the size of the image."""
+"""The CogView transformers and GLM-Image: joint attention over whole latents, told the size of the image."""
 
 import math
 from dataclasses import replace
@@ -25,6 +25,21 @@ def call_cogview4(inputs: ModelInputs) -> dict[str, Any]:
     return sized_latents(inputs) | {"timestep": time_before_shift(inputs)}
 
 
+def call_glm(inputs: ModelInputs) -> dict[str, Any]:
+    """As CogView4 with a time less one and without the tokens of an image to come, as the model knows it from guidance.
+
+    Those tokens are what a language model drafts before any image is there.
+    """
+    arguments = sized_latents(inputs)
+    del arguments["original_size"]
+    drafted = torch.zeros(len(inputs.latents), math.prod(inputs.grid), dtype=torch.int64, device=inputs.latents.device)
+    return arguments | {
+        "timestep": time_before_shift(replace(inputs, time=inputs.time + 1)) - 1,
+        "prior_token_id": drafted,
+        "prior_token_drop": torch.ones_like(drafted, dtype=torch.bool),
+    }
+
+
 def sized_latents(inputs: ModelInputs) -> dict[str, Any]:
     """Whole latents, time, text tokens and the size of the image before and after cropping nothing."""
     sizes = inputs.latents.new_tensor([inputs.size]).repeat(len(inputs.latents), 1)
@@ -49,6 +64,11 @@ def time_before_shift(inputs: ModelInputs) -> Tensor:
     return 1000 * level / (level + shift * (1 - level))
 
 
+def one_less(timestep: float) -> float:
+    """Time from -1 to 999."""
+    return timestep - 1
+
+
 _TINY_COGVIEW = {
     "in_channels": 4,
     "out_channels": 4,
@@ -59,6 +79,15 @@ _TINY_COGVIEW = {
     "time_embed_dim": 16,
     "condition_dim": 8,
 }
+
+# Chunks alternate between image and text; the MLP runs on the image, then on the text.
+_ALTERNATING = BlockGroup(
+    "transformer_blocks",
+    Modulation("norm1.linear"),
+    attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=2, gate=4, into="attn1"),
+    mlp=SubLayer("norm2", norm="norm2", shift=6, scale=8, gate=10, into="ff"),
+    projections=replace(projections_of("attn1"), order="text_first"),
+)
 
 COGVIEW: dict[str, Family] = {
     # Image and text are separate except in the MLP, which takes both in one sequence: hence the order.
@@ -87,22 +116,24 @@ COGVIEW: dict[str, Family] = {
             "snr_shift_scale": 4.0,
         },
     ),
-    # Chunks alternate between image and text; the MLP runs on the image, then on the text.
     "CogView4Transformer2DModel": Family(
-        groups=(
-            BlockGroup(
-                "transformer_blocks",
-                Modulation("norm1.linear"),
-                attention=SubLayer("norm1", norm="norm1.norm", shift=0, scale=2, gate=4, into="attn1"),
-                mlp=SubLayer("norm2", norm="norm2", shift=6, scale=8, gate=10, into="ff"),
-                projections=replace(projections_of("attn1"), order="text_first"),
-            ),
-        ),
+        groups=(_ALTERNATING,),
         call=call_cogview4,
         patch=spatial_patch,
         noising="flow",
         time=as_it_is,
         text=lambda config: PromptShape(config.text_embed_dim),
         tiny=_TINY_COGVIEW,
+    ),
+    # Text is what is to be written in the image.
+    "GlmImageTransformer2DModel": Family(
+        groups=(_ALTERNATING,),
+        call=call_glm,
+        patch=spatial_patch,
+        noising="flow",
+        time=one_less,
+        text=lambda config: PromptShape(config.text_embed_dim),
+        tiny=_TINY_COGVIEW | {"prior_vq_quantizer_codebook_size": 5},
+        scaled=False,
     ),
 }

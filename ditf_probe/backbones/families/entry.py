@@ -80,6 +80,7 @@ class SubLayer:
         into: Path of the module that the modulated stream enters. Nothing is read there; it is what tests compare with.
         read: From the call of `entry` to the raw stream `(B, tokens, C)`; other layouts are brought there.
         weight_offset: What the norm adds to its weight: 1 where the weight counts from zero.
+        modulation: Where its chunks come from, if from elsewhere than those of the other AdaLN.
     """
 
     entry: str
@@ -90,6 +91,7 @@ class SubLayer:
     into: str
     read: Callable[[Call], Tensor] = first_input
     weight_offset: float = 0.0
+    modulation: Modulation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Projections:
         query_norm: Path of the norm before the position encoding; there may be no such module.
         key_norm: As `query_norm`.
         order: Where the image tokens sit in what the layers compute; None as in the stream of the block.
+        fused: The three are one layer; its first channels are query, key and value, each as wide as the stream.
     """
 
     query: str = "attn.to_q"
@@ -111,6 +114,7 @@ class Projections:
     query_norm: str = "attn.norm_q"
     key_norm: str = "attn.norm_k"
     order: TokenOrder | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +138,12 @@ class BlockGroup:
 
     Attributes:
         container: Path of their list in the transformer.
-        modulation: Where their shift, scale and gate come from.
+        modulation: Where their shift, scale and gate come from, unless a sub-layer has its own.
         attention: The AdaLN before attention, the only one of parallel blocks.
         mlp: The AdaLN before the MLP, None where the block has a single one.
         order: Where the image tokens sit in the stream; "after_text" is directly after the text tokens that count in
             each row, with padding behind.
-        projections: Where query, key and value are computed; None if they cannot be read.
+        projections: Where query, key and value are computed.
     """
 
     container: str
@@ -147,7 +151,7 @@ class BlockGroup:
     attention: SubLayer
     mlp: SubLayer | None
     order: TokenOrder = "image_only"
-    projections: Projections | None = None
+    projections: Projections = Projections()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ class Family:
         text: From its config to the shape of its prompts; None takes class labels.
         tiny: Arguments of the class for a very small model; every test of entries runs on it.
         vae: Class of its autoencoder, a key of `AUTOENCODERS`.
+        scaled: Its latents are multiplied by the scaling factor of the autoencoder, where that has one.
         width: From its config to the channels of the stream.
         parts: What the embedding behind its modulations is the sum of; None if it cannot be taken apart. Where a
             condition is part of it, the modulation is a linear layer on the SiLU of that embedding.
@@ -239,6 +244,7 @@ class Family:
     text: Callable[[Any], PromptShape] | None
     tiny: Mapping[str, Any]
     vae: str = "AutoencoderKL"
+    scaled: bool = True
     width: Callable[[Any], int] = field(default=heads_times_channels)
     parts: EmbeddingParts | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)

@@ -70,6 +70,22 @@ def packed_patch(config: Any, latent_channels: int) -> int:
     return patch
 
 
+def centred_region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where a grid lies when it is stretched to just fit into the positions that a model was trained on, in the middle.
+
+    Args:
+        grid: (h, w) of the token grid.
+        base: (h, w) of the positions.
+
+    Returns:
+        The corners at the top left and at the bottom right, (row, column).
+    """
+    longer = 0 if grid[0] * base[1] > grid[1] * base[0] else 1  # the axis that fills its positions
+    height, width = (round(base[longer] / grid[longer] * side) for side in grid)
+    top, left = round((base[0] - height) / 2), round((base[1] - width) / 2)
+    return (top, left), (top + height, left + width)
+
+
 def table_plus(time: str) -> Callable[[Call], Tensor]:
     """Modulation as a table of the block plus an embedding of the time that all blocks share.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ditf_probe.backbones.families.blocks import projections_of
+from ditf_probe.backbones.families.blocks import fused_projections_of, projections_of
 from ditf_probe.backbones.families.entry import (
     BlockGroup,
     Family,
@@ -14,7 +14,7 @@ from ditf_probe.backbones.families.entry import (
     hidden_size,
     mask_or_all,
 )
-from ditf_probe.backbones.families.forms import as_fraction, as_it_is, spatial_patch, table_plus
+from ditf_probe.backbones.families.forms import as_fraction, as_it_is, centred_region, spatial_patch, table_plus
 from ditf_probe.conditions import PromptShape
 from ditf_probe.errors import InputError
 
@@ -26,7 +26,7 @@ def call_hunyuan_dit(inputs: ModelInputs) -> dict[str, Any]:
     prompt, latents, config = inputs.prompt, inputs.latents, inputs.config
     assert prompt.second is not None
     base = 64 // inputs.patch  # trained on 512 pixels, 8 a latent: other sizes are stretched to these positions
-    corners = centred_region(inputs.grid, base)
+    corners = centred_region(inputs.grid, (base, base))
     sizes = torch.tensor([*inputs.size, *inputs.size, 0, 0], dtype=torch.float32, device=latents.device)
     return {
         "hidden_states": latents,
@@ -41,22 +41,6 @@ def call_hunyuan_dit(inputs: ModelInputs) -> dict[str, Any]:
             config.attention_head_dim, corners, inputs.grid, device=latents.device
         ),
     }
-
-
-def centred_region(grid: tuple[int, int], base: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a grid lies when its longer side is brought to `base` tokens and it is centred in their square.
-
-    Args:
-        grid: (h, w) of the token grid.
-        base: Side of the square in tokens.
-
-    Returns:
-        The corners at the top left and at the bottom right, (row, column).
-    """
-    longer = max(grid)
-    height, width = (round(base / longer * side) for side in grid)
-    top, left = round((base - height) / 2), round((base - width) / 2)
-    return (top, left), (top + height, left + width)
 
 
 def call_sana(inputs: ModelInputs) -> dict[str, Any]:
@@ -126,7 +110,7 @@ IMAGE_STREAM: dict[str, Family] = {
         },
         schedule={"beta_start": 0.00085, "beta_end": 0.018, "beta_schedule": "scaled_linear"},
     ),
-    # The MLP is a convolution and takes its input channels first.
+    # Attention is linear, on the positive parts of query and key. The MLP is a convolution, channels first.
     "SanaTransformer2DModel": Family(
         groups=(
             BlockGroup(
@@ -134,6 +118,7 @@ IMAGE_STREAM: dict[str, Family] = {
                 Modulation("", at="input", read=table_plus("timestep")),
                 attention=SubLayer("norm1", norm="norm1", shift=0, scale=1, gate=2, into="attn1"),
                 mlp=SubLayer("norm2", norm="norm2", shift=3, scale=4, gate=5, into="ff"),
+                projections=projections_of("attn1"),
             ),
         ),
         call=call_sana,
@@ -170,6 +155,7 @@ IMAGE_STREAM: dict[str, Family] = {
                     gate=5,
                     into="gate_proj",
                 ),
+                projections=fused_projections_of("attention", "img_qkv_proj"),
             ),
         ),
         call=call_prx,

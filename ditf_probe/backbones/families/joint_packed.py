@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.backbones.families.blocks import adaln_zero_blocks, parallel_blocks, projections_of
+from ditf_probe.backbones.families.blocks import (
+    adaln_zero_blocks,
+    fused_projections_of,
+    parallel_blocks,
+    projections_of,
+)
 from ditf_probe.backbones.families.entry import BlockGroup, Call, Family, ModelInputs, Modulation, SubLayer
 from ditf_probe.backbones.families.forms import as_fraction, as_it_is, every_token, packed_patch, zero_padding
 from ditf_probe.backbones.families.joint import positioned_tokens
@@ -40,14 +45,19 @@ def call_bria(inputs: ModelInputs) -> dict[str, Any]:
 
 
 def call_bria_fibo(inputs: ModelInputs) -> dict[str, Any]:
-    """As Bria; besides, each block takes a layer of the language model (`second`), and padding is masked."""
+    """As Bria; besides, each block takes a layer of the language model (`second`), and padding is masked.
+
+    The last layers go to the blocks in order; where there are fewer than blocks, the last one is repeated.
+    """
     prompt, config = inputs.prompt, inputs.config
     assert prompt.second is not None
     if prompt.second.shape[1] != prompt.embeds.shape[1]:
         raise InputError("conditions.second", tuple(prompt.second.shape), "give as many tokens as in embeds")
     mask = None if prompt.mask is None else with_image(prompt.mask, inputs)[:, None, None]
+    blocks = config.num_layers + config.num_single_layers
+    layers = list(torch.split(prompt.second, config.text_encoder_dim, dim=-1))[-blocks:]
     return positioned_tokens(inputs, prompt.embeds) | {
-        "text_encoder_layers": list(prompt.second.chunk(config.num_layers + config.num_single_layers, dim=-1)),
+        "text_encoder_layers": layers + [layers[-1]] * (blocks - len(layers)),
         "joint_attention_kwargs": {} if mask is None else {"attention_mask": mask},
     }
 
@@ -131,6 +141,7 @@ JOINT_PACKED: dict[str, Family] = {
                 attention=SubLayer("norm", norm="norm", shift=0, scale=1, gate=2, into="attn"),
                 mlp=None,
                 order="text_first",
+                projections=fused_projections_of("attn", "to_qkv_mlp_proj"),
             ),
         ),
         call=call_flux2,
@@ -168,10 +179,7 @@ JOINT_PACKED: dict[str, Family] = {
         patch=packed_patch,
         noising="flow",
         time=as_it_is,
-        text=lambda config: PromptShape(
-            config.joint_attention_dim,
-            second=config.text_encoder_dim * (config.num_layers + config.num_single_layers),
-        ),
+        text=lambda config: PromptShape(config.joint_attention_dim, second=config.text_encoder_dim, second_layers=True),
         tiny=_TINY_FLUX | {"in_channels": 4, "text_encoder_dim": 12},
         vae="AutoencoderKLWan",
     ),

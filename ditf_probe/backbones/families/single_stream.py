@@ -112,6 +112,7 @@ SINGLE_STREAM: dict[str, Family] = {
                     read=tokens_before_batch,
                 ),
                 order="image_first",
+                projections=projections_of("self_attention"),
             ),
         ),
         call=call_ernie,
