@@ -17,27 +17,33 @@ class ModelSlot:
     A backbone that is dropped is gone from the device and from CPU memory, and comes back by loading it again. Parking
     it in CPU memory would be quicker, but needs room for all of them together, and weights that are quantised or
     offloaded cannot be moved back and forth.
+
+    Args:
+        together: Room for all of them instead: nothing is ever dropped. For tasks that take turns image by image.
     """
 
-    def __init__(self) -> None:
-        self._owner: ReloadableBackbone | None = None
-        self._model: Backbone | None = None
+    def __init__(self, together: bool = False) -> None:
+        self.together = together
+        self._models: dict[ReloadableBackbone, Backbone] = {}
 
     def take(self, owner: "ReloadableBackbone") -> Backbone:
         """The loaded backbone of an owner; what was here before is dropped first, unless the owner is made from it."""
-        if self._owner is not owner or self._model is None:
-            if self._owner is not owner.origin:
+        if owner not in self._models:
+            if not self.together and owner.origin not in self._models:
                 self.clear()
             model = owner.load()
-            self.clear()
-            self._owner, self._model = owner, model
-        return self._model
+            if not self.together:
+                self.clear()
+            self._models[owner] = model
+        return self._models[owner]
 
     def clear(self) -> None:
-        """Drops the backbone that is here, if any, and gives its memory back."""
-        if self._owner is not None and self._model is not None:
-            self._owner.remember(self._model)
-            self._owner = self._model = None
+        """Drops every backbone that is here, and gives its memory back."""
+        if self._models:
+            for owner, model in self._models.items():
+                owner.remember(model)
+            del owner, model
+            self._models.clear()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

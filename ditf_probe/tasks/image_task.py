@@ -16,7 +16,7 @@ from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.measured import MeasuredRun
 from ditf_probe.tasks.models import Models
-from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan
+from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested
 from ditf_probe.tasks.prompts import encode_image_prompts
 from ditf_probe.tasks.rows import check_names, chosen_rows, probe_names
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
@@ -24,6 +24,8 @@ from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versio
 
 class ImageTask(L.LightningModule):
     """Compares rows whose features are computed image by image; a subclass says what is done with them.
+
+    Rows take turns at every image, so the backbones of all rows stand in memory together.
 
     Args:
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
@@ -70,9 +72,10 @@ class ImageTask(L.LightningModule):
 
     @property
     def models(self) -> Models:
-        """The frozen backbones, on the device of the trainer; each loaded on first use."""
+        """The frozen backbones, on the device of the trainer; each loaded on first use, and all of them stay."""
         if self._models is None:
-            self._models = Models(self.trainer.strategy.root_device)
+            requests = requested(self.features, self.probe_folders, self.others)
+            self._models = Models(self.trainer.strategy.root_device, requests, together=True)
         return self._models
 
     @property

@@ -30,12 +30,18 @@ class Models:
         device: Where they compute.
         requests: Everything that will be asked of any backbone, so that each is loaded only as far as that; see
             `loaded_part`. None loads them whole.
+        together: Keep all of them in memory, for tasks whose rows take turns image by image.
     """
 
-    def __init__(self, device: torch.device | str, requests: Sequence[BackboneFeatures] | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | str,
+        requests: Sequence[BackboneFeatures] | None = None,
+        together: bool = False,
+    ) -> None:
         self.device = device
         self._requests = requests
-        self._slot = ModelSlot()
+        self._slot = ModelSlot(together)
         self._found: dict[tuple[str, str, str, str], Backbone] = {}
 
     def __getitem__(self, features: BackboneFeatures) -> Backbone:

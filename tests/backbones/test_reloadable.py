@@ -111,3 +111,16 @@ def test_nothing_of_the_contract_is_left_to_its_defaults(dit_loads: Loads) -> No
         assert backbone.taps(block) == backbone.model.taps(block)
     with pytest.raises(InputError, match="block"):
         backbone.taps(backbone.num_blocks)
+
+
+def test_together_nothing_is_loaded_twice(dit_loads: Loads, flux_loads: Loads, images: torch.Tensor) -> None:
+    slot = ModelSlot(together=True)
+    dit, flux = ReloadableBackbone(dit_loads, slot), ReloadableBackbone(flux_loads, slot)
+    untrained = dit.untrained()
+    for _ in range(2):
+        for backbone in (dit, flux, untrained):
+            backbone(images, **RUN)
+    assert len(dit_loads.loaded) == len(flux_loads.loaded) == 1
+    assert dit_loads.alive == flux_loads.alive == 1
+    slot.clear()
+    assert dit_loads.alive == flux_loads.alive == 0
