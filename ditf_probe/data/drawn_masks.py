@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ditf_probe.data.drawing import rasterise_mask
-from ditf_probe.data.masks import MaskDataset, MaskedImage
+from ditf_probe.data.segmentation import MaskDataset, MaskedImage
 from ditf_probe.data.synthetic import CATEGORIES, draw_image, single_scene
 from ditf_probe.errors import InputError
 

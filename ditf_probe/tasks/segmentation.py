@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ditf_probe.data.mask_module import LoadedImage, MaskModule
+from ditf_probe.data.segmentation_module import LoadedImage, MaskModule
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import crop_features
 from ditf_probe.losses import pixel_cross_entropy

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditf_probe.data.mask_module import LoadedImage
-from ditf_probe.data.masks import MaskDataset
+from ditf_probe.data.segmentation import MaskDataset
+from ditf_probe.data.segmentation_module import LoadedImage
 from ditf_probe.metrics.intervals import resample_counts
 from ditf_probe.metrics.miou import Floats, PixelCounts, segmentation_scores
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from ditf_probe.data.drawn_masks import DrawnMasks
-from ditf_probe.data.mask_module import LoadedImage, MaskModule
-from ditf_probe.data.masks import MaskDataset, MaskedImage
+from ditf_probe.data.segmentation import MaskDataset, MaskedImage
+from ditf_probe.data.segmentation_module import LoadedImage, MaskModule
 from ditf_probe.errors import InputError
 from ditf_probe.losses import pixel_cross_entropy
 from ditf_probe.probes.segmentation import SegmentationHead, enlarged

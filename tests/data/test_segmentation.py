@@ -10,7 +10,7 @@ from PIL import Image
 
 from ditf_probe.data.drawing.raster import rasterise_mask
 from ditf_probe.data.drawn_masks import DrawnMasks
-from ditf_probe.data.masks import ADE20K, IGNORE, MaskFolder
+from ditf_probe.data.segmentation import ADE20K, IGNORE, MaskFolder
 from ditf_probe.data.synthetic import CATEGORIES, single_scene
 from ditf_probe.errors import InputError
 

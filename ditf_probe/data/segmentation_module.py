@@ -8,8 +8,8 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ditf_probe.data.masks import MaskDataset, MaskedImage
 from ditf_probe.data.pairs import PairDataset
+from ditf_probe.data.segmentation import MaskDataset, MaskedImage
 from ditf_probe.errors import InputError
 
 _Batch = TypeVar("_Batch")
