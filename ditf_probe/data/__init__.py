@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditf_probe.data.ap10k import AP10K
+    from ditf_probe.data.ap10k_geoaware import AP10KGeoAware
     from ditf_probe.data.datamodule import PairDataModule
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.stereo import StereoMotorcycle
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
+    "AP10K",
+    "AP10KGeoAware",
     "PFWillow",
     "Pair",
     "PairDataModule",
@@ -24,6 +28,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AP10K": "ap10k",
+    "AP10KGeoAware": "ap10k_geoaware",
     "PFWillow": "willow",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
