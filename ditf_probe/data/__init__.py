@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ditf_probe.data.ap10k import AP10K
     from ditf_probe.data.ap10k_geoaware import AP10KGeoAware
+    from ditf_probe.data.coco import COCOKeypoints
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.stereo import StereoMotorcycle
     from ditf_probe.data.synthetic import SyntheticPairs
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AP10K",
     "AP10KGeoAware",
+    "COCOKeypoints",
+    "KeypointFolder",
     "PFWillow",
     "Pair",
     "PairDataModule",
@@ -30,6 +34,8 @@ __all__ = [
 _MODULES = {
     "AP10K": "ap10k",
     "AP10KGeoAware": "ap10k_geoaware",
+    "COCOKeypoints": "coco",
+    "KeypointFolder": "own",
     "PFWillow": "willow",
     "Pair": "pairs",
     "PairDataModule": "datamodule",

@@ -56,6 +56,7 @@ class AnimalPairs(InstancePairs):
 
     name = "ap10k"
     threshold = "bbox"
+    _across_categories = True
 
     def _choose(self, split: Split, kind: Kind, visibility: AnimalVisibility) -> None:
         """Checks and keeps the choices that every reader offers."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,6 +44,8 @@ class InstancePairs(PairDataset):
     """
 
     pairs_sha256: str
+    _across_categories = False
+    """Whether a listed pair may be of two categories; their keypoints are then the same."""
 
     def _hold(self, instances: Sequence[Instance], pairs: Indices, problems: Problems) -> None:
         """Takes `(N, 2)` indices into the instances; to be called at the end of a constructor."""
@@ -86,9 +87,9 @@ class InstancePairs(PairDataset):
         write_pair_list(Path(path), PairList(self.name, self._pair_settings(), self._keys()))
 
     def _facts(self, source: Instance, target: Instance) -> tuple[str, str, Mapping[str, str]]:
-        """Category, sampling unit and attributes of a pair."""
+        """Category, sampling unit and attributes of a pair; the unit is the source image."""
         del target
-        return source.category, source.category, {}
+        return source.category, source.side.image_id, {}
 
     def _pair_settings(self) -> dict[str, str]:
         """What a pair list must agree on with the data set that reads it back."""
@@ -119,7 +120,7 @@ def listed_pairs(
     Raises:
         InputError: The file cannot be used.
     """
-    found = read_pair_list(Path(file).expanduser(), dataset.name, dataset._pair_settings())
+    found = read_pair_list(Path(file).expanduser(), dataset.name, dataset._pair_settings(), problems)
     places = {instance.key: index for index, instance in enumerate(instances)}
     pairs = []
     for pair in found:
@@ -127,6 +128,12 @@ def listed_pairs(
             for key in pair:
                 if key not in places:
                     raise InputError("pairs_file", key, f"not among the annotated images, though {file} lists it")
+            source, target = (instances[places[key]] for key in pair)
+            if source.side.image_id == target.side.image_id:
+                raise InputError("pairs_file", ", ".join(pair), f"one picture twice; correct {file}")
+            if source.category != target.category and not dataset._across_categories:
+                remedy = f"a pair of {source.category} and {target.category}; correct {file}"
+                raise InputError("pairs_file", ", ".join(pair), remedy)
             pairs.append((places[pair[0]], places[pair[1]]))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
@@ -193,9 +200,3 @@ def mirrored_groups(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         if "*" in plain:
             groups.setdefault(plain, []).append(row)
     return tuple(tuple(rows) for rows in groups.values() if len(rows) > 1)
-
-
-def visible_counts(instances: Sequence[Instance]) -> NDArray[np.int64]:
-    """`(N, N)`: how many keypoints are visible in both of two instances of one category."""
-    visible = torch.stack([instance.side.visible for instance in instances]).numpy().astype(np.int64)
-    return np.asarray(visible @ visible.T)

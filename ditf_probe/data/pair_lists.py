@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditf_probe.data.problems import Problems
 from ditf_probe.data.text_files import read_json, read_table
 from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
@@ -41,19 +42,23 @@ def write_pair_list(path: Path, found: PairList) -> None:
     write_text(path, json.dumps(head)[:-1] + f', "pairs": [\n{lines}\n]}}\n')
 
 
-def read_pair_list(path: Path, dataset: str, settings: Mapping[str, str]) -> list[tuple[str, str]]:
+def read_pair_list(
+    path: Path, dataset: str, settings: Mapping[str, str], problems: Problems | None = None
+) -> list[tuple[str, str]]:
     """Reads a list that `write_pair_list` wrote, or a CSV file with the columns `source` and `target`.
 
     Args:
         path: The file; the ending .csv tells the two apart.
         dataset: Name of the data set that it must be of.
         settings: What it must have been formed with.
+        problems: Collects damaged rows of a table; without it they raise.
 
     Raises:
         InputError: The file is missing or damaged, belongs to something else, or its pairs were changed.
     """
     if path.suffix.lower() == ".csv":
-        return [(row["source"], row["target"]) for _, row in read_table(path, "pairs_file", ("source", "target"))]
+        rows = read_table(path, "pairs_file", ("source", "target"), problems=problems)
+        return [(row["source"], row["target"]) for _, row in rows]
     found = _parse(path)
     for name, expected in {"dataset": dataset, **settings}.items():
         value = found.dataset if name == "dataset" else found.settings.get(name)

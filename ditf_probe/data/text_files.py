@@ -1,11 +1,13 @@
 """Annotation files that people write: JSON and CSV, with errors that say which file, line and column."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ditf_probe.data.problems import Problems
 from ditf_probe.errors import InputError
 
 
@@ -44,38 +46,51 @@ def read_json(path: Path, argument: str) -> Any:
 
 
 def read_table(
-    path: Path, argument: str, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path, argument: str, required: Sequence[str], optional: Sequence[str] = (), problems: Problems | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file with a header line, as line number and column to text.
+    """Rows of a CSV file with a header line, as line number and column to text; empty lines are skipped.
 
     Args:
         path: The file.
         argument: Name of the user's argument, for the error.
         required: Columns that must be there, in any order.
         optional: Columns that may be there.
+        problems: Collects rows with another number of cells than the header; without it they raise.
 
     Yields:
         Number of the row's last line, counted from 1, and its cells without surrounding blanks.
 
     Raises:
-        InputError: The file cannot be read, lacks a column, has an unknown or repeated one, or a row has another
-            number of cells than the header.
+        InputError: The file cannot be read, lacks a column, or has an unknown or repeated one.
     """
-    reader = csv.reader(read_text(path, argument).splitlines())
-    columns = [name.strip() for name in next(reader, [])]
+    reader = csv.reader(io.StringIO(read_text(path, argument), newline=""), strict=True)
+    problems = problems or Problems()
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        _check_columns(path, argument, columns, required, optional)
+        for row in reader:
+            fits = len(row) == len(columns)
+            with problems.record():
+                if row and not fits:
+                    remedy = (
+                        f"line {reader.line_num} has {len(row)} cells where the header has {len(columns)}; correct it"
+                    )
+                    raise InputError(argument, str(path), remedy)
+            if row and fits:
+                yield reader.line_num, dict(zip(columns, (cell.strip() for cell in row), strict=True))
+    except csv.Error as error:
+        raise InputError(argument, str(path), f"line {reader.line_num} is no CSV ({error}); correct it") from error
+
+
+def _check_columns(
+    path: Path, argument: str, columns: Sequence[str], required: Sequence[str], optional: Sequence[str]
+) -> None:
     allowed = f"the columns are {', '.join(required)}" + (f" and, if wanted, {', '.join(optional)}" if optional else "")
-    for name in required:
-        if name not in columns:
-            raise InputError(argument, str(path), f"no column {name!r}; {allowed}")
     for name in columns:
         if name not in (*required, *optional):
             raise InputError(argument, str(path), f"unknown column {name!r}; {allowed}")
         if columns.count(name) > 1:
             raise InputError(argument, str(path), f"column {name!r} twice; keep one")
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(columns):
-            remedy = f"line {reader.line_num} has {len(row)} cells where the header has {len(columns)}; correct it"
-            raise InputError(argument, str(path), remedy)
-        yield reader.line_num, dict(zip(columns, (cell.strip() for cell in row), strict=True))
+    for name in required:
+        if name not in columns:
+            raise InputError(argument, str(path), f"no column {name!r}; {allowed}")
