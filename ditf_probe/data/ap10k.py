@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ditf_probe.data.ap10k_pairs import Kind, Split, form_pairs
 from ditf_probe.data.coco_files import Annotation, read_coco, visible_flags
-from ditf_probe.data.instances import Instance, InstancePairs, check_keypoints, listed_pairs
+from ditf_probe.data.instances import Instance, InstancePairs, check_keypoints
 from ditf_probe.data.pairs import Side, check_range
 from ditf_probe.data.problems import Problems
 from ditf_probe.data.text_files import read_text
@@ -165,11 +165,8 @@ class AP10K(AnimalPairs):
                 file = Path(root).expanduser() / "data" / found.photo.file_name
                 animals.append(animal(found, file, visibility))
                 weights.append(_weights(found, visibility))
-        if pairs_file is None:
-            pairs = form_pairs(animals, np.array(weights).reshape(-1, len(KEYPOINTS)), split, kind, seed)
-        else:
-            pairs = listed_pairs(pairs_file, self, animals, problems)
-        self._hold(animals, pairs, problems)
+        shares = np.array(weights).reshape(-1, len(KEYPOINTS))
+        self._pair_up(animals, lambda: form_pairs(animals, shares, split, kind, seed), pairs_file, problems)
 
 
 def animal(found: Annotation, file: Path, visibility: AnimalVisibility) -> Instance:

@@ -59,11 +59,7 @@ class AP10KGeoAware(AnimalPairs):
                         places[name] = len(animals)
                         animals.append(found)
                 pairs.append([places[name] for name in names])
-        if not pairs:
-            raise InputError(
-                "root", str(root), f"no readable pair of {len(files)} for {kind} {split}; restore the files"
-            )
-        self._hold(animals, np.array(pairs, dtype=np.int64), problems)
+        self._pair_up(animals, lambda: np.array(pairs, dtype=np.int64).reshape(-1, 2), None, problems)
 
 
 def _pair_files(folder: Path) -> list[Path]:

@@ -90,7 +90,7 @@ def form_pairs(
     if not len(pairs):
         species = sum(len(members) for members in families.values())
         images = sum(len(rows) for members in families.values() for rows in members.values())
-        numbers = f"the {split} split has {images} images of {species} species in {len(families)} families"
+        numbers = f"{split} has images: {images}, species: {species}, families: {len(families)}"
         raise InputError("kind", kind, f"forms no pair: {numbers}; choose another kind or restore the images")
     return pairs
 

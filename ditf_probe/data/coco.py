@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ditf_probe.data.coco_files import Annotation, Visibility, read_coco, visible_flags
-from ditf_probe.data.instances import Instance, InstancePairs, check_keypoints, listed_pairs, mirrored_groups
+from ditf_probe.data.instances import Instance, InstancePairs, check_keypoints, mirrored_groups
 from ditf_probe.data.pair_forming import pairs_within_categories
 from ditf_probe.data.pairs import Side, check_range
 from ditf_probe.data.problems import Problems
@@ -79,11 +80,8 @@ class COCOKeypoints(InstancePairs):
         for annotation in filter(self._wanted, found):
             with problems.record():
                 instances.append(_instance(annotation, folder / images, prefix, visibility))
-        if pairs_file is None:
-            pairs = pairs_within_categories(instances, num_pairs, min_visible, seed)
-        else:
-            pairs = listed_pairs(pairs_file, self, instances, problems)
-        self._hold(instances, pairs, problems)
+        formed = partial(pairs_within_categories, instances, num_pairs, min_visible, seed)
+        self._pair_up(instances, formed, pairs_file, problems)
 
     def keypoint_names(self, category: str) -> tuple[str, ...]:
         """The names that the file gives to the keypoints of a category."""

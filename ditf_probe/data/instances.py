@@ -1,6 +1,6 @@
 """Annotated objects, one of an image each, and pair data sets made of two of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +47,24 @@ class InstancePairs(PairDataset):
     _across_categories = False
     """Whether a listed pair may be of two categories; their keypoints are then the same."""
 
-    def _hold(self, instances: Sequence[Instance], pairs: Indices, problems: Problems) -> None:
-        """Takes `(N, 2)` indices into the instances; to be called at the end of a constructor."""
-        self._instances, self._pairs = tuple(instances), pairs
+    def _pair_up(
+        self,
+        instances: Sequence[Instance],
+        form: Callable[[], Indices],
+        pairs_file: str | Path | None,
+        problems: Problems,
+    ) -> None:
+        """Takes what a constructor read, at its end.
+
+        Args:
+            instances: The annotated objects.
+            form: Forms `(N, 2)` indices into them.
+            pairs_file: A pair list to use instead.
+            problems: What was wrong; that no pair can be formed becomes one of them.
+        """
+        self._instances, self._pairs = tuple(instances), np.zeros((0, 2), np.int64)
+        with problems.record():
+            self._pairs = form() if pairs_file is None else _listed_pairs(pairs_file, self, instances, problems)
         self.problems = problems.found
         self.pairs_sha256 = pairs_digest(self._keys())
 
@@ -103,7 +118,7 @@ class InstancePairs(PairDataset):
         return {instance.side.image_id: (instance.file, instance.side.size) for instance in used}
 
 
-def listed_pairs(
+def _listed_pairs(
     file: str | Path, dataset: InstancePairs, instances: Sequence[Instance], problems: Problems
 ) -> Indices:
     """Indices of the pairs that a file lists.

@@ -1,12 +1,13 @@
 """One's own data: a folder of images and a table of keypoints."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ditf_probe.data.instances import Instance, InstancePairs, check_box, check_keypoints, listed_pairs
+from ditf_probe.data.instances import Instance, InstancePairs, check_box, check_keypoints
 from ditf_probe.data.own_files import LabelledImage, read_labels
 from ditf_probe.data.pair_forming import pairs_within_categories
 from ditf_probe.data.pairs import Side, check_range
@@ -77,11 +78,8 @@ class KeypointFolder(InstancePairs):
         for image in labels.images:
             with problems.record():
                 instances.append(self._instance(folder, image))
-        if pairs_file is None:
-            pairs = pairs_within_categories(instances, num_pairs, min_visible, seed)
-        else:
-            pairs = listed_pairs(pairs_file, self, instances, problems)
-        self._hold(instances, pairs, problems)
+        formed = partial(pairs_within_categories, instances, num_pairs, min_visible, seed)
+        self._pair_up(instances, formed, pairs_file, problems)
 
     def keypoint_names(self, category: str) -> tuple[str, ...]:
         """Names in row order: as the JSON file lists them, or as they first appear in the table."""
