@@ -175,7 +175,7 @@ def _by_id(path: Path, records: Sequence[Any], kind: str, parse: Any, problems: 
 
 def _referred(where: str, record: Any, field: str, found: Mapping[int, Any]) -> Any:
     number = record.get(field) if isinstance(record, dict) else None
-    if number not in found:
+    if not isinstance(number, int) or number not in found:
         raise InputError("annotations", where, f"{field} {number!r} is not in the file; correct it")
     return found[number]
 

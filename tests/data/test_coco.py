@@ -159,6 +159,7 @@ def test_too_many_pairs_ask_for_a_number(root: Path, monkeypatch: pytest.MonkeyP
 BAD_RECORDS: dict[str, dict[str, Any]] = {
     r"'keypoints\.json, annotation 9': category_id 8 is not in the file": person(9, 1, category_id=8),
     "annotation 9': image_id None is not": person(9, 1) | {"image_id": None},
+    r"annotation 9': image_id \[1\] is not": person(9, 1) | {"image_id": [1]},
     "annotation 9': no readable id, keypoints or bbox": person(9, 1) | {"bbox": [1, 2]},
     "annotation without id'": person(9, 1) | {"id": None},
     "4 keypoints where person has 5": person(9, 1) | {"keypoints": [1, 1, 2] * 4},

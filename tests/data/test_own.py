@@ -297,3 +297,19 @@ def test_what_a_schema_cannot_see(root: Path, message: str) -> None:
     (root / "keypoints.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         KeypointFolder(root, "keypoints.json")
+
+
+def test_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    table, content = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("csv", "json"))
+    (tmp_path / "more").mkdir()
+    for grey, name in enumerate(("tom.jpg", "more/kitty.jpg")):
+        Image.new("L", (640, 480), 90 * grey).save(tmp_path / name)
+    (tmp_path / "keypoints.csv").write_text(table)
+    pair = KeypointFolder(tmp_path)[0]
+    assert pair.source.bbox.tolist() == [40, 60, 505, 470]
+    assert pair.visible.tolist() == [False, True]
+    jsonschema.validate(json.loads(content), SCHEMA)
+    (tmp_path / "keypoints.json").write_text(content)
+    with pytest.raises(InputError, match="no two of 1 images"):
+        KeypointFolder(tmp_path, "keypoints.json")
