@@ -19,12 +19,10 @@ def add(verbs: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ditf_probe.data.catalogue import build_dataset
+    from ditf_probe.data.catalogue import dataset_builder
     from ditf_probe.data.verification import verify
 
-    def build() -> Any:
-        return build_dataset(options.dataset, options.root, options.set, keep_going=True)
-
+    build = dataset_builder(options.dataset, options.root, options.set, keep_going=True)
     found = verify(build, decode=options.decode, keep_going=options.keep_going)
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)

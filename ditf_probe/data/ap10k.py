@@ -257,6 +257,6 @@ def _crowded(path: str | Path | None) -> set[int]:
         return set()
     lines = read_text(Path(path).expanduser(), "crowd_list").split()
     for line in lines:
-        if not line.isdigit():
+        if not line.isdecimal():
             raise InputError("crowd_list", str(path), f"{line!r} is no image number; give one number a line")
     return {int(line) for line in lines}

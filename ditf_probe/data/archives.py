@@ -70,11 +70,11 @@ def extract(archives: Sequence[str | Path], root: str | Path) -> list[Extraction
         InputError: An archive is missing, damaged, encrypted or of another kind, an entry would lie or point outside
             the folder, or there is not enough space.
     """
-    folder = ensure_writable(Path(root).expanduser(), "root").resolve()
     paths = [Path(archive).expanduser() for archive in archives]
     for path in paths:
         if not path.is_file():
             raise InputError("archive", str(path), "no such file; check the path")
+    folder = ensure_writable(Path(root).expanduser(), "root").resolve()
     return [_extract_one(path, folder) for path in paths]
 
 

@@ -2,8 +2,9 @@
 
 import inspect
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -37,8 +38,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
 """Name to data set; one line each."""
 
 
-def build_dataset(name: str, root: str | Path, settings: Sequence[str] = (), keep_going: bool = False) -> Any:
-    """Builds a data set from its name and words of the command line.
+def dataset_builder(
+    name: str, root: str | Path, settings: Sequence[str] = (), keep_going: bool = False
+) -> Callable[[], Any]:
+    """Finds a data set by its name and reads words of the command line; the folder is not looked at yet.
 
     Args:
         name: A name of the catalogue, or the dotted path of a class.
@@ -46,8 +49,11 @@ def build_dataset(name: str, root: str | Path, settings: Sequence[str] = (), kee
         settings: Further arguments as `name=value`, values written as in a configuration file.
         keep_going: Collect damaged records, where the class can.
 
+    Returns:
+        A function that builds the data set.
+
     Raises:
-        InputError: There is no such data set, an argument cannot be used, or the class refuses its folder.
+        InputError: There is no such data set, or it has no such argument or needs another one.
     """
     entry = CATALOGUE.get(name) or _entry_of_class(name)
     built = _load(name, entry.class_path)
@@ -64,7 +70,7 @@ def build_dataset(name: str, root: str | Path, settings: Sequence[str] = (), kee
     ]
     if missing:
         raise InputError("set", f"{missing[0]}=", f"{name} needs it; give it with --set {missing[0]}=VALUE")
-    return built(**given)
+    return partial(built, **given)
 
 
 def recognise(root: Path) -> tuple[str, Path] | None:

@@ -65,6 +65,8 @@ class InstancePairs(PairDataset):
         self._instances, self._pairs = tuple(instances), np.zeros((0, 2), np.int64)
         with problems.record():
             self._pairs = form() if pairs_file is None else _listed_pairs(pairs_file, self, instances, problems)
+        used = (self._instances[i] for i in np.unique(self._pairs))
+        self._images = {instance.side.image_id: (instance.file, instance.side.size) for instance in used}
         self.problems = problems.found
         self.pairs_sha256 = pairs_digest(self._keys())
 
@@ -84,18 +86,18 @@ class InstancePairs(PairDataset):
         Raises:
             InputError: The file is damaged, or has another size than its annotation says.
         """
-        file, size = self._images()[image_id]
+        file, size = self._images[image_id]
         pixels = read_photo(file)
         check_size(file, (pixels.shape[1], pixels.shape[2]), size)
         return pixels
 
     def files(self) -> tuple[Path, ...]:
         """The images of the pair list, each once."""
-        return tuple(dict.fromkeys(file for file, _ in self._images().values()))
+        return tuple(dict.fromkeys(file for file, _ in self._images.values()))
 
     def sizes(self) -> dict[Path, tuple[int, int]]:
         """Height and width that the annotations give for each image of the pair list."""
-        return dict(self._images().values())
+        return dict(self._images.values())
 
     def write_pairs(self, path: str | Path) -> None:
         """Stores the pair list as JSON, with its SHA-256; `pairs_file` reads it back."""
@@ -112,10 +114,6 @@ class InstancePairs(PairDataset):
 
     def _keys(self) -> list[tuple[str, str]]:
         return [(self._instances[a].key, self._instances[b].key) for a, b in self._pairs.tolist()]
-
-    def _images(self) -> dict[str, tuple[Path, tuple[int, int]]]:
-        used = (self._instances[i] for i in np.unique(self._pairs))
-        return {instance.side.image_id: (instance.file, instance.side.size) for instance in used}
 
 
 def _listed_pairs(
@@ -137,7 +135,7 @@ def _listed_pairs(
     """
     found = read_pair_list(Path(file).expanduser(), dataset.name, dataset._pair_settings(), problems)
     places = {instance.key: index for index, instance in enumerate(instances)}
-    pairs = []
+    pairs: dict[tuple[int, int], None] = {}
     for pair in found:
         with problems.record():
             for key in pair:
@@ -149,8 +147,11 @@ def _listed_pairs(
             if source.category != target.category and not dataset._across_categories:
                 remedy = f"a pair of {source.category} and {target.category}; correct {file}"
                 raise InputError("pairs_file", ", ".join(pair), remedy)
-            pairs.append((places[pair[0]], places[pair[1]]))
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            place = (places[pair[0]], places[pair[1]])
+            if place in pairs:
+                raise InputError("pairs_file", ", ".join(pair), f"listed twice; correct {file}")
+            pairs[place] = None
+    return np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 def check_keypoints(where: str, keypoints: Tensor, visible: Tensor, size: tuple[int, int]) -> None:

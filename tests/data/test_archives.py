@@ -218,6 +218,19 @@ def test_too_little_space_is_said_beforehand(tmp_path: Path, monkeypatch: pytest
     assert tree(tmp_path / "out") == {}
 
 
+def test_encrypted_archives_are_named(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "data.zip", {"a": b"secret"})
+    content = bytearray(archive.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    archive.write_bytes(bytes(content))
+    with pytest.raises(
+        InputError, match=r"data\.zip': cannot be extracted \(.*encrypted.*\); unpack it by other means"
+    ):
+        extract([archive], tmp_path / "out")
+    assert tree(tmp_path / "out") == {}
+
+
 def test_what_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no zip or tar archive"):

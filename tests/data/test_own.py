@@ -53,7 +53,7 @@ def named(dataset: KeypointFolder) -> list[tuple[str, str]]:
 
 def sides(dataset: KeypointFolder) -> list[Any]:
     found = {side.image_id: side for pair in dataset for side in (pair.source, pair.target)}
-    return [found[image_id] for image_id in dataset._images()]
+    return [found[image_id] for image_id in dataset._images]
 
 
 def test_all_ordered_pairs_within_a_category(root: Path) -> None:
@@ -99,12 +99,16 @@ def test_pairs_can_be_drawn_or_named(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_pair_of_two_categories_is_refused(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs.csv").write_text("source,target\na.jpg,d.jpg\na.jpg,a.jpg\na.jpg,c.jpg\n")
+    (tmp_path / "pairs.csv").write_text("source,target\na.jpg,d.jpg\na.jpg,a.jpg\na.jpg,c.jpg\na.jpg,c.jpg\n")
     with pytest.raises(InputError, match=r"`pairs_file` is 'a\.jpg, d\.jpg': a pair of cat and cup"):
         KeypointFolder(root, pairs_file=tmp_path / "pairs.csv")
     dataset = KeypointFolder(root, pairs_file=tmp_path / "pairs.csv", keep_going=True)
     assert named(dataset) == [("a", "c")]
-    assert len(dataset.problems) == 2
+    assert [problem.remedy.split(";")[0] for problem in dataset.problems] == [
+        "a pair of cat and cup",
+        "one picture twice",
+        "listed twice",
+    ]
 
 
 def test_copies_share_an_id_and_make_no_pair(root: Path) -> None:
