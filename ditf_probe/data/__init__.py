@@ -4,8 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditf_probe.data.ap10k import AP10K
+    from ditf_probe.data.ap10k_geoaware import AP10KGeoAware
+    from ditf_probe.data.coco import COCOKeypoints
     from ditf_probe.data.cub import CUB200
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.pascal import PFPascal
     from ditf_probe.data.spair import SPair71k
@@ -17,9 +21,13 @@ if TYPE_CHECKING:
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
+    "AP10K",
     "CUB200",
     "TSS",
+    "AP10KGeoAware",
+    "COCOKeypoints",
     "HeldOut",
+    "KeypointFolder",
     "PFPascal",
     "PFWillow",
     "Pair",
@@ -34,20 +42,24 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AP10K": "ap10k",
+    "AP10KGeoAware": "ap10k_geoaware",
+    "COCOKeypoints": "coco",
     "CUB200": "cub",
-    "TSS": "tss",
     "HeldOut": "subsets",
-    "PFPascal": "pascal",
-    "PFWillow": "willow",
+    "KeypointFolder": "own",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
     "PairDataset": "pairs",
-    "SPair71k": "spair",
+    "PFPascal": "pascal",
+    "PFWillow": "willow",
     "Side": "pairs",
+    "SPair71k": "spair",
     "StereoMotorcycle": "stereo",
     "SyntheticPairs": "synthetic",
-    "WarpedPhotos": "warped",
     "threshold_base": "pairs",
+    "TSS": "tss",
+    "WarpedPhotos": "warped",
 }
 
 

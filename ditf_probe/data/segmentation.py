@@ -85,9 +85,10 @@ class MaskFolder(MaskDataset):
     A mask is an image of one channel (grey or palette) whose values are classes.
 
     Args:
-        images: Folder of images, searched at any depth.
-        masks: Folder of masks.
+        root: The folder of both.
         classes: Names of the classes, or their number.
+        images: Folder of images below `root`, searched at any depth.
+        masks: Folder of masks below `root`.
         first_value: The mask value of class 0: 1 where 0 means "other", as in ADE20K. Lower values count nowhere.
         ignore: Further mask values that count nowhere.
         name: Key of the data set in results.
@@ -100,9 +101,10 @@ class MaskFolder(MaskDataset):
 
     def __init__(
         self,
-        images: str | Path,
-        masks: str | Path,
-        classes: Sequence[str] | int,
+        root: str | Path,
+        classes: list[str] | int,
+        images: str = "images",
+        masks: str = "masks",
         first_value: int = 0,
         ignore: Sequence[int] = (IGNORE,),
         name: str = "masks",
@@ -114,8 +116,8 @@ class MaskFolder(MaskDataset):
         if not 0 < len(self.class_names) <= IGNORE:
             raise InputError("classes", classes, f"name 1 to {IGNORE} classes")
         self.first_value, self.ignore = first_value, tuple(ignore)
-        found = _masks_by_stem(Path(masks).expanduser())
-        folder = Path(images).expanduser()
+        folder = Path(root).expanduser() / images
+        found = _masks_by_stem(Path(root).expanduser() / masks)
         problems = Problems(keep_going)
         self._items: list[tuple[MaskedImage, Path, Path]] = []
         for file in list_photos(folder, "images"):
@@ -195,9 +197,10 @@ class ADE20K(MaskFolder):
         folder = inner if inner.is_dir() else folder
         self.split = split
         super().__init__(
-            folder / "images" / split,
-            folder / "annotations" / split,
+            folder,
             _ade_classes(folder / "objectInfo150.txt"),
+            images=f"images/{split}",
+            masks=f"annotations/{split}",
             first_value=1,
             ignore=(),
             name="ade20k",

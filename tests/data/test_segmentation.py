@@ -33,7 +33,7 @@ def tree(root: Path) -> Path:
 
 
 def folder(root: Path, **options: Any) -> MaskFolder:
-    return MaskFolder(root / "images", root / "masks", **({"classes": 3} | options))
+    return MaskFolder(root, **({"classes": 3} | options))
 
 
 def test_images_and_masks_in_order(tmp_path: Path) -> None:
