@@ -131,7 +131,7 @@ def _note(paths: set[str], path: str, *_: object) -> None:
 
 def _inputs(transformer: nn.Module, family: Family, space: LatentSpace) -> ModelInputs:
     """An empty image under the null condition."""
-    config = transformer.config
+    config: Any = transformer.config
     patch = family.patch(config, space.channels)
     height, width = (patch * side for side in _GRID)
     label = torch.zeros(1, dtype=torch.int64)

@@ -195,7 +195,7 @@ def test_any_class_can_be_named(root: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_name_of_the_catalogue_has_a_class(name: str, tmp_path: Path) -> None:
     """The class is found and refuses an empty folder in one line."""
-    settings: list[str] = ["annotations=a.json"] if name == "coco" else []
+    settings = {"coco": ["annotations=a.json"], "mask-folder": ["classes=2"]}.get(name, [])
     build = dataset_builder(name, tmp_path, settings)
     with pytest.raises(InputError):
         build()
