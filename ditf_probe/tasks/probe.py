@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
@@ -20,6 +19,7 @@ from ditf_probe.metrics.pck import ALPHAS, alpha_key
 from ditf_probe.probes import describe_probe, load_weights, save_probe
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
 from ditf_probe.tasks.matchers import FeatureMatcher
+from ditf_probe.tasks.models import make_stream
 from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Fusion, Row
 from ditf_probe.tasks.schedules import adamw, check_optimisation, cosine_with_warmup
 from ditf_probe.tasks.scores import Scores
@@ -120,8 +120,7 @@ class ProbeTask(CorrespondenceTask):
 
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
-        options = self.features.extractor_options() | {"blocks": self._all_blocks()}
-        stream = Stream(FeatureExtractor(self.backbone, **options), self.features)
+        stream = make_stream(self.backbone, self.features, self._all_blocks())
         if self._row("").needs_calibration:
             stream.calibrate(self.pairs.calibration)
         train = self.pairs.train
