@@ -5,7 +5,10 @@ own arguments for the rest. `docs/protocols.md` gives the sources and the traps.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.geometry import Filter, Landing, Mode, Sampling
@@ -181,15 +184,16 @@ def find_protocol(protocol: str | Protocol) -> Protocol:
     """A preset by name, or a changed one with all that the preset has beside the changes.
 
     Args:
-        protocol: A name, or a protocol whose `name` is that of the preset that it changes.
+        protocol: A name; a protocol whose `name` is that of the preset that it changes; or the same as a YAML file,
+            such as those in `configs/protocol/`.
 
     Returns:
         The protocol; None is left where the preset leaves a knob to the task.
 
     Raises:
-        InputError: An unknown name, or a knob with a value that it cannot have.
+        InputError: An unknown name, a file that cannot be read, or a knob with a value that it cannot have.
     """
-    asked = Protocol(protocol) if isinstance(protocol, str) else protocol
+    asked = _read(protocol) if isinstance(protocol, str) else protocol
     if asked.name not in PROTOCOLS:
         raise InputError("protocol", asked.name, f"use one of {', '.join(PROTOCOLS)}, or change one of them")
     changes = asked.given(tuple(f.name for f in fields(Protocol)))
@@ -207,6 +211,19 @@ def changed_knobs(protocol: Protocol) -> list[str]:
     """Names of the knobs that differ from those of the preset of the same name."""
     preset, own = asdict(PROTOCOLS[protocol.name]), asdict(protocol)
     return [name for name, value in own.items() if value != preset[name]]
+
+
+def _read(text: str) -> Protocol:
+    """The protocol of a name, or of a file."""
+    if Path(text).suffix not in (".yaml", ".yml"):
+        return Protocol(text)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Protocol)
+    try:
+        return Protocol(**parser.parse_path(text).as_dict())
+    except (ArgumentError, OSError, TypeError, UnicodeDecodeError) as error:
+        remedy = f"give a file such as configs/protocol/geoaware_supervised.yaml ({error})"
+        raise InputError("protocol", text, remedy) from error
 
 
 def _check(protocol: Protocol) -> None:

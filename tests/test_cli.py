@@ -79,6 +79,8 @@ def refused(command: Callable[[list[str]], None], words: list[str], capsys: pyte
         (["--probe", "/no/such/probe"], ("probe", "/no/such/probe", "train.py")),
         (["--data.init_args.test.synthetic.init_args.num_pairs", "0"], ("num_pairs", "0")),
         (["--data.init_args.test.warped.init_args.root", "/no/such/folder"], ("root", "/no/such/folder")),
+        (["--protocol", "nope"], ("protocol", "nope", "geoaware")),
+        (["--protocol.name", "dift", "--protocol.window", "4"], ("window", "4")),
         (["--config", "/no/such/config.yaml"], ("/no/such/config.yaml",)),
     ],
 )
