@@ -7,7 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ditf_probe.data.pairs import Pair, PairDataset
-from ditf_probe.data.subset import PairsPerCategory
+from ditf_probe.data.per_category import PairsPerCategory
 from ditf_probe.errors import InputError
 
 PairLoader = DataLoader[Pair]  # torch types a loader by the elements of its data set; batches are lists of them

@@ -12,6 +12,7 @@ from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.fusion import fuse, joint_pca
 from ditf_probe.features.settings import SizeRule
+from ditf_probe.geometry import Transform
 from ditf_probe.matching import MatchingRule, match_by_rule
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.matches import Match
@@ -89,12 +90,15 @@ class MapMatcher(Matcher):
             nothing = keypoints.new_zeros(0)
             return Match(nothing.reshape(0, 2), nothing, nothing.bool(), canvas=canvas)
         source, target = self.maps(pair)
-        sizes = pair.source.size, pair.target.size
-        places = [self.size_rule.transform(size) if self.size_rule.whole_canvas else size for size in sizes]
-        found = match_by_rule(source, target, keypoints.to(source.device), *places, self.rule)
+        here, there = self._place(pair.source), self._place(pair.target)
+        found = match_by_rule(source, target, keypoints.to(source.device), here, there, self.rule)
         points, similarity, accepted = (x.cpu() for x in found)
         grid = None if self.size_rule.whole_canvas else (target.shape[-2], target.shape[-1])
         return Match(points, similarity, accepted, grid, canvas)
+
+    def _place(self, side: Side) -> tuple[int, int] | Transform:
+        """What a map covers: the image, or a whole canvas."""
+        return self.size_rule.transform(side.size) if self.size_rule.whole_canvas else side.size
 
     @property
     @abstractmethod

@@ -83,7 +83,9 @@ def dataset_settings(dataset: PairDataset | None) -> dict[str, Any] | None:
         "threshold": dataset.threshold,
     }
     for name, value in sorted(vars(dataset).items()):
-        if not name.startswith("_") and isinstance(value, str | int | float | bool | list | tuple | None):
+        if isinstance(value, PairDataset):  # the whole that a part is made of
+            facts[name] = dataset_settings(value)
+        elif not name.startswith("_") and isinstance(value, str | int | float | bool | list | tuple | dict | None):
             facts[name] = json.loads(json.dumps(value, default=str))
     return facts
 

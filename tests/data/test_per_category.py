@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ditf_probe.data.pairs import Pair, PairDataset, Side
-from ditf_probe.data.subset import PairsPerCategory
+from ditf_probe.data.per_category import PairsPerCategory
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
 from ditf_probe.tasks.settings import dataset_settings
@@ -58,9 +58,10 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 def test_records_name_the_whole_list_and_the_draw() -> None:
     facts = dataset_settings(PairsPerCategory(SyntheticPairs("test", 2, 32), 1, seed=7))
     assert facts is not None
-    assert facts["subset_of"] == "ditf_probe.data.synthetic.SyntheticPairs"
     assert (facts["pairs_per_category"], facts["pairs_seed"]) == (1, 7)
-    assert (facts["split"], facts["num_pairs"]) == ("test", 2)
+    whole = facts["dataset"]
+    assert whole["class"] == "ditf_probe.data.synthetic.SyntheticPairs"
+    assert (whole["split"], whole["num_pairs"]) == ("test", 2)
 
 
 def test_no_pair_of_a_category_is_refused() -> None:

@@ -26,13 +26,9 @@ class PairsPerCategory(PairDataset):
 
     def __init__(self, dataset: PairDataset, count: int, seed: int = 0) -> None:
         check_range("pairs_per_category", count, 1)
-        # Records name a data set by its public attributes: those of the whole list, and the draw.
-        vars(self).update({name: value for name, value in vars(dataset).items() if not name.startswith("_")})
+        self.dataset, self.pairs_per_category, self.pairs_seed = dataset, count, seed
         self.name, self.unit, self.threshold = dataset.name, dataset.unit, dataset.threshold
         self.problems = dataset.problems
-        self.subset_of = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-        self.pairs_per_category, self.pairs_seed = count, seed
-        self._dataset = dataset
         self._indices = _drawn([dataset[index].category for index in range(len(dataset))], count, seed)
 
     def __len__(self) -> int:
@@ -41,23 +37,23 @@ class PairsPerCategory(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        return replace(self._dataset[self._indices[index]], index=index)
+        return replace(self.dataset[self._indices[index]], index=index)
 
     def image(self, image_id: str) -> Tensor:
         """As in the whole list."""
-        return self._dataset.image(image_id)
+        return self.dataset.image(image_id)
 
     def keypoint_names(self, category: str) -> tuple[str, ...]:
         """As in the whole list."""
-        return self._dataset.keypoint_names(category)
+        return self.dataset.keypoint_names(category)
 
     def keypoint_groups(self, category: str) -> tuple[tuple[int, ...], ...]:
         """As in the whole list."""
-        return self._dataset.keypoint_groups(category)
+        return self.dataset.keypoint_groups(category)
 
     def files(self) -> tuple[Path, ...]:
         """Those of the whole list."""
-        return self._dataset.files()
+        return self.dataset.files()
 
 
 def _drawn(categories: list[str], count: int, seed: int) -> list[int]:
