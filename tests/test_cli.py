@@ -57,6 +57,18 @@ def test_train_then_compare_then_recompute(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "comparison.csv").read_bytes() == table
 
 
+def test_a_protocol_is_written_whole(tmp_path: Path) -> None:
+    changed = ["--protocol.name", "geoaware", "--protocol.cells", "16", "--model.init_args.rows", "[adaln]"]
+    evaluate(["test", *TINY, "--run_dir", str(tmp_path), *changed])
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    schema = json.loads((Path(ditf_probe.__file__).parent / "comparison.schema.json").read_text())
+    jsonschema.validate(comparison, schema)
+    protocol = comparison["settings"]["protocol"]
+    assert (protocol["name"], protocol["changed"], protocol["matching"]) == ("geoaware", ["cells"], "window_softargmax")
+    assert comparison["settings"]["scoring"]["strict"]
+    assert comparison["datasets"]["synthetic"]["statistic"] == "per_image"
+
+
 def refused(command: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command ends in."""
     capsys.readouterr()
