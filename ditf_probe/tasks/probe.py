@@ -124,6 +124,8 @@ class ProbeTask(CorrespondenceTask):
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
         stream = make_stream(self.backbone, self.features, self._all_blocks())
+        if stream.extractor.size_rule.whole_canvas:
+            raise InputError("resize", self.features.resize, "train with pad or pad_end, whose padding can be cut off")
         if self._row("").needs_calibration:
             stream.calibrate(self.pairs.calibration)
         train = self.pairs.train

@@ -19,8 +19,10 @@ from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.matching import match_by_rule
+from ditf_probe.probes import LinearProbe
 from ditf_probe.protocols import Protocol
-from ditf_probe.tasks import CorrespondenceTask
+from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.records import RunResult
 from ditf_probe.tasks.rows import Fusion
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -60,11 +62,11 @@ def run(trainer: Make, task: CorrespondenceTask, pairs: int = 1) -> RunResult:
 
 
 def found(result: RunResult, row: str = "adaln") -> dict[int, tuple[float, float]]:
-    """Predictions of the first pair by keypoint."""
+    """Predictions of the first pair by keypoint, of those that both images show."""
     (chosen,) = (r for r in result.datasets[0].rows if r.name == row)
     p = chosen.predictions
     lines = zip(p.pair_index, p.keypoint, p.x, p.y, strict=True)
-    return {int(k): (float(x), float(y)) for pair, k, x, y in lines if pair == 0}
+    return {int(k): (float(x), float(y)) for pair, k, x, y in lines if pair == 0 and k > 0}
 
 
 def adaln(features: BackboneFeatures, prepared: np.ndarray[Any, Any], image_id: str) -> Tensor:
@@ -212,3 +214,26 @@ def test_parts_of_a_fusion_agree_on_the_canvas(features: BackboneFeatures, train
     task = CorrespondenceTask(features, ["adaln"], run_dir=str(tmp_path), **options)
     with pytest.raises(InputError, match=r"fusions\.both\.parts.*letterbox"):
         run(trainer, task)
+
+
+def linear(channels: int, blocks: Any) -> LinearProbe:
+    return LinearProbe(channels, blocks, width=4)
+
+
+def test_training_follows_the_matching_rule_and_refuses_a_letterbox(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = []
+
+    def spy(*inputs: Any) -> Any:
+        rules.append(inputs[-1])
+        return match_by_rule(*inputs)
+
+    monkeypatch.setattr("ditf_probe.tasks.matchers.match_by_rule", spy)
+    protocol = Protocol("sd4match", image_size=32)
+    task = ProbeTask(features, {"linear": linear}, run_dir=str(tmp_path), protocol=protocol)
+    trainer(max_epochs=1, num_sanity_val_steps=0).fit(task, pairs)
+    assert {rule.kind for rule in rules} == {"kernel_softargmax"}
+    boxed = ProbeTask(features, {"linear": linear}, run_dir=str(tmp_path), protocol=Protocol("geoaware", cells=8))
+    with pytest.raises(InputError, match=r"`resize` is 'letterbox': train with pad"):
+        trainer(max_epochs=1, num_sanity_val_steps=0).fit(boxed, pairs)
