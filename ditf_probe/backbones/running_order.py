@@ -6,6 +6,7 @@ Modules have one order in all models of a class; what a larger one has beside is
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from typing import Any
 
 import diffusers
 import torch

@@ -20,12 +20,21 @@ class Scores:
         alphas: PCK thresholds as fractions.
         strict: As in `PercentageCorrectKeypoints`.
         device: Where states live; that of the process group on several ranks.
+        threshold: What thresholds are relative to, as in `threshold_base`, or "canvas", the longer side of the
+            prepared target image; None is the choice of the data set.
     """
 
     def __init__(
-        self, dataset: PairDataset, rows: Sequence[str], alphas: Sequence[float], strict: bool, device: torch.device
+        self,
+        dataset: PairDataset,
+        rows: Sequence[str],
+        alphas: Sequence[float],
+        strict: bool,
+        device: torch.device,
+        threshold: str | None = None,
     ) -> None:
         self.dataset = dataset
+        self.threshold = dataset.threshold if threshold is None else threshold
         self.device = device
         self.pck = {row: PercentageCorrectKeypoints(alphas, strict=strict).to(device) for row in rows}
         self._predictions = {row: KeypointPredictions().to(device) for row in rows}
@@ -47,12 +56,19 @@ class Scores:
             "predictions": predictions,
             "targets": targets,
             "visible": visible & real,
-            "threshold_base": torch.tensor([threshold_base(pair, self.dataset.threshold) for pair in pairs]),
+            "threshold_base": torch.tensor(
+                [self._base(pair, match) for pair, match in zip(pairs, matches, strict=True)]
+            ),
             "pair_index": torch.tensor([pair.index for pair in pairs]),
         }
         values = {name: tensor.to(self.device) for name, tensor in values.items()}
         self.pck[row].update(**values, category=[pair.category for pair in pairs])
         self._predictions[row].update(**values, similarity=similarity.to(self.device))
+
+    def _base(self, pair: Pair, match: Match) -> float:
+        if self.threshold == "canvas" and match.canvas is not None:
+            return match.canvas
+        return threshold_base(pair, self.threshold)
 
     def predictions(self) -> dict[str, Predictions]:
         """The predictions of every row over all ranks; a collective operation."""
