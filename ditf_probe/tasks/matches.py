@@ -13,9 +13,11 @@ class Match(NamedTuple):
         similarity: `(V,)` float32 cosine of each match in [-1, 1]; NaN where a row does not compare features.
         accepted: `(V,)` bool, False where the matching rule says "no match".
         grid: (height, width) in cells of the target's feature map over the original image; None without one.
+        canvas: Longer side of the padded model input, in pixels of the original target image; None without padding.
     """
 
     points: Tensor
     similarity: Tensor
     accepted: Tensor
     grid: tuple[int, int] | None = None
+    canvas: float | None = None
