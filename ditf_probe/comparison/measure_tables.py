@@ -45,14 +45,16 @@ def breakdown_tables(name: str, dataset: dict[str, Any], key: str) -> Iterator[T
         dataset: Its entry in a comparison.
         key: The threshold, as in scores.
     """
-    levels = [
-        (f"{attribute} {level}", entry)
-        for attribute, found in dataset["breakdowns"].items()
-        for level, entry in found.items()
-        if attribute != CATEGORY and not attribute.endswith(_TRAINED) and 2 <= len(found) <= MOST_LEVELS
-    ]
-    for start in range(0, len(levels), MOST_COLUMNS):
-        yield _breakdown_table(name, dataset, key, levels[start : start + MOST_COLUMNS])
+    levels: list[tuple[str, dict[str, Any]]] = []
+    for attribute, found in dataset["breakdowns"].items():
+        if attribute == CATEGORY or attribute.endswith(_TRAINED) or not 2 <= len(found) <= MOST_LEVELS:
+            continue
+        if len(levels) + len(found) > MOST_COLUMNS:
+            yield _breakdown_table(name, dataset, key, levels)
+            levels = []
+        levels += [(f"{attribute} {level}", entry) for level, entry in found.items()]
+    if levels:
+        yield _breakdown_table(name, dataset, key, levels)
 
 
 def _columns(dataset: dict[str, Any], key: str) -> list[tuple[str, dict[str, float | None], str]]:
