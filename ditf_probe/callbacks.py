@@ -56,8 +56,9 @@ class MatchPictures(L.Callback):
     def _draw(self, dataset: PairDataset, index: int, row: str, predictions: Predictions) -> np.ndarray[Any, Any]:
         pair: Pair = dataset[index]
         own = predictions.where((predictions.pair_index == index) & predictions.present)
-        points = torch.zeros(len(pair.visible), 2)
+        points, accepted = torch.zeros(len(pair.visible), 2), torch.zeros_like(pair.visible)
         points[torch.from_numpy(own.keypoint)] = torch.from_numpy(np.stack([own.x, own.y], axis=1))
+        accepted[torch.from_numpy(own.keypoint)] = torch.from_numpy(own.accepted)
         return match_picture(
             dataset.image(pair.source.image_id),
             dataset.image(pair.target.image_id),
@@ -67,6 +68,7 @@ class MatchPictures(L.Callback):
             pair.visible,
             self.alpha * float(own.threshold_base[0]),
             title=f"{row} ({pair.category})",
+            accepted=accepted,
         )
 
     def _keep(
