@@ -12,6 +12,7 @@ _HOME = {
     "Backbone": "backbones.base",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
+    "KeypointAveragePrecision": "metrics.average_precision",
     "LayerAggregation": "probes.aggregation",
     "LinearProbe": "probes.linear",
     "PFWillow": "data.willow",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
     from ditf_probe.features.modulation import modulate as modulate
     from ditf_probe.matching import match_keypoints as match_keypoints
+    from ditf_probe.metrics.average_precision import KeypointAveragePrecision as KeypointAveragePrecision
     from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
     from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
     from ditf_probe.probes.linear import LinearProbe as LinearProbe
