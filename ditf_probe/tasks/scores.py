@@ -39,7 +39,7 @@ class Scores:
     ) -> None:
         self.threshold = dataset.threshold if threshold is None else threshold
         check_choice("threshold", self.threshold, Threshold)
-        self.device = device
+        self.dataset, self.device = dataset, device
         self.pck = {row: PercentageCorrectKeypoints(alphas, strict=strict).to(device) for row in rows}
         self._predictions = {row: KeypointPredictions().to(device) for row in rows}
 
