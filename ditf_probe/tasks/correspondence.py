@@ -234,7 +234,7 @@ class CorrespondenceTask(L.LightningModule):
         rows = [RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note()) for m in self.matchers]
         indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
         statistic = self.statistics.get(name, "per_point")
-        return DatasetResult(name, dataset.unit, statistic, scores.threshold, pair_facts(dataset, indices), rows)
+        return DatasetResult(name, dataset.unit, statistic, dataset.threshold, pair_facts(dataset, indices), rows)
 
     def _log_scores(self) -> None:
         """Scalars per row, and the hyperparameters beside them, for every logger."""

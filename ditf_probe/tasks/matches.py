@@ -12,8 +12,9 @@ class Match(NamedTuple):
         points: `(V, 2)` float32 (x, y) in pixels of the original target image.
         similarity: `(V,)` float32 cosine of each match in [-1, 1]; NaN where a row does not compare features.
         accepted: `(V,)` bool, False where the matching rule says "no match".
-        grid: (height, width) in cells of the target's feature map over the original image; None without one.
-        canvas: Longer side of the padded model input, in pixels of the original target image; None without padding.
+        grid: (height, width) in cells of the target's feature map over the original image; None without one, or where
+            cells of the padding are searched too.
+        canvas: Longer side of the prepared target image, padding and all, in pixels of the original target image.
     """
 
     points: Tensor

@@ -250,15 +250,16 @@ def test_tables_read_well(written: tuple[Path, dict[str, Any]]) -> None:
     assert max(map(len, text.splitlines())) <= 150
     beside = cells_of(text, "pf-pascal: beside PCK")
     assert list(beside["adaln"]) == [
-        "row", "dagger", "geo-aware", "KAP", "ceiling", "accepted", "of accepted", "unseen pair", "unseen images",
+        "row", "dagger", "geo-aware", "KAP", "ceiling @0.05", "accepted", "of accepted", "unseen pair", "unseen images",
     ]  # fmt: skip
     clean = block["breakdowns"]["pair in train"]["no"]
     assert beside["linear"]["unseen pair"] == f"{clean['rows']['linear']['per_point']['0.10']:.1f}"
     assert f"unseen pair: {clean['pairs']} pairs, {clean['keypoints']} keypoints not in the training list" in " ".join(
         text.split()
     )
-    assert (beside["same_position"]["KAP"], beside["same_position"]["ceiling"]) == ("", "")
+    assert (beside["same_position"]["KAP"], beside["same_position"]["ceiling @0.05"]) == ("", "")
     (mutual,) = (row for row in block["rows"] if row["name"] == "mutual")
+    assert beside["mutual"]["ceiling @0.05"] == f"{mutual['ceiling']['per_point']['0.05']:.1f}"
     assert beside["mutual"]["accepted"] == f"{mutual['coverage']['accepted']:.1f}"
     assert beside["adaln"]["accepted"] == "100.0"
     by_level = cells_of(text, "pf-pascal: by attribute")
@@ -279,7 +280,7 @@ def test_columns_that_say_nothing_are_left_out(result: RunResult) -> None:
     comparison = summarise(replace(result, datasets=[replace(dataset, rows=rows, pairs=plain)]))
     jsonschema.validate(comparison, SCHEMA)
     text = text_of(comparison)
-    assert list(cells_of(text, "pf-pascal: beside PCK")["adaln"]) == ["row", "dagger", "KAP", "ceiling"]
+    assert list(cells_of(text, "pf-pascal: beside PCK")["adaln"]) == ["row", "dagger", "KAP", "ceiling @0.05"]
     assert "by attribute" not in text
     assert comparison["datasets"]["pf-pascal"]["geometry_aware"] == {"pairs": 0, "keypoints": 0}
     assert comparison["datasets"]["pf-pascal"]["rows"][0]["geometry_aware"] is None
