@@ -12,6 +12,7 @@ _HOME = {
     "Backbone": "backbones.base",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
+    "KeypointAveragePrecision": "metrics.average_precision",
     "LayerAggregation": "probes.aggregation",
     "LinearProbe": "probes.linear",
     "MatchingRule": "matching",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ditf_probe.matching import MatchingRule as MatchingRule
     from ditf_probe.matching import match_by_rule as match_by_rule
     from ditf_probe.matching import match_keypoints as match_keypoints
+    from ditf_probe.metrics.average_precision import KeypointAveragePrecision as KeypointAveragePrecision
     from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
     from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
     from ditf_probe.probes.linear import LinearProbe as LinearProbe

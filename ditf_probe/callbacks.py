@@ -1,8 +1,8 @@
 """What happens beside a test: pictures of its matches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -16,12 +16,14 @@ from ditf_probe.files import replacing
 from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.pictures import match_picture
 
+T = TypeVar("T")
+
 
 class MatchPictures(L.Callback):
     """Draws the matches of a few pairs of every test set, into `<run_dir>/pictures/` and to TensorBoard.
 
     Args:
-        num_pairs: Pairs per test set, evenly spread over its list.
+        num_pairs: Pairs per test set, evenly spread over its sampling units: no unit twice before each has been drawn.
         rows: Which rows to draw; by default AdaLN and every probe.
         alpha: Matches within this part of the threshold base count as correct.
 
@@ -44,17 +46,19 @@ class MatchPictures(L.Callback):
         datasets: dict[str, PairDataset] = task.pairs.test
         for found in task.result().datasets:
             chosen = [row for row in found.rows if row.name in self.rows or (not self.rows and _default(row))]
-            for index in spread(sorted(found.pairs), self.num_pairs):
+            every = found.rows[0].predictions  # the keypoints of all rows are the same
+            shown = sorted(set(every.pair_index[every.present].tolist()))
+            for index in spread({index: found.pairs[index].unit for index in shown}, self.num_pairs):
                 for row in chosen:
                     picture = self._draw(datasets[found.name], index, row.name, row.predictions)
                     self._keep(trainer, Path(task.run_dir), (found.name, index, row.name), picture)
 
     def _draw(self, dataset: PairDataset, index: int, row: str, predictions: Predictions) -> np.ndarray[Any, Any]:
         pair: Pair = dataset[index]
-        own = predictions.pair_index == index
-        points = torch.zeros(len(pair.visible), 2)
-        keypoints = torch.from_numpy(predictions.keypoint[own])
-        points[keypoints] = torch.from_numpy(np.stack([predictions.x[own], predictions.y[own]], axis=1))
+        own = predictions.where((predictions.pair_index == index) & predictions.present)
+        points, accepted = torch.zeros(len(pair.visible), 2), torch.zeros_like(pair.visible)
+        points[torch.from_numpy(own.keypoint)] = torch.from_numpy(np.stack([own.x, own.y], axis=1))
+        accepted[torch.from_numpy(own.keypoint)] = torch.from_numpy(own.accepted)
         return match_picture(
             dataset.image(pair.source.image_id),
             dataset.image(pair.target.image_id),
@@ -62,8 +66,9 @@ class MatchPictures(L.Callback):
             points,
             pair.target.keypoints,
             pair.visible,
-            self.alpha * float(predictions.threshold_base[own][0]),
+            self.alpha * float(own.threshold_base[0]),
             title=f"{row} ({pair.category})",
+            accepted=accepted,
         )
 
     def _keep(
@@ -79,11 +84,36 @@ class MatchPictures(L.Callback):
                 logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
-def spread(indices: Sequence[int], count: int) -> list[int]:
-    """So many of the indices, evenly spread, the first among them; all where there are fewer."""
-    if count >= len(indices):
-        return list(indices)
-    return [indices[number * len(indices) // count] for number in range(count)]
+def spread(units: Mapping[int, str], count: int) -> list[int]:
+    """Chooses pairs that show as much of a list as so many can.
+
+    Units get pairs in turn, so that none has two before each has one. With fewer pairs than units, the units are evenly
+    spread; within a unit the pairs are, the first among them.
+
+    Args:
+        units: Pair index to sampling unit, in order of the list.
+        count: How many pairs; all where there are fewer.
+
+    Returns:
+        Pair indices in ascending order.
+    """
+    members: dict[str, list[int]] = {}
+    for index, unit in units.items():
+        members.setdefault(unit, []).append(index)
+    groups = _evenly(list(members.values()), count)
+    quotas = [0] * len(groups)
+    for turn in range(max(map(len, groups), default=0)):
+        for number, group in enumerate(groups):
+            if turn < len(group) and sum(quotas) < count:
+                quotas[number] += 1
+    return sorted(index for group, quota in zip(groups, quotas, strict=True) for index in _evenly(group, quota))
+
+
+def _evenly(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, evenly spread, the first among them; all where there are fewer."""
+    if count >= len(items):
+        return list(items)
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _default(row: Any) -> bool:

@@ -64,7 +64,7 @@ def run(trainer: Make, task: CorrespondenceTask, pairs: int = 1) -> RunResult:
 def found(result: RunResult, row: str = "adaln") -> dict[int, tuple[float, float]]:
     """Predictions of the first pair by keypoint, of those that both images show."""
     (chosen,) = (r for r in result.datasets[0].rows if r.name == row)
-    p = chosen.predictions
+    p = chosen.predictions.where(chosen.predictions.present)
     lines = zip(p.pair_index, p.keypoint, p.x, p.y, strict=True)
     return {int(k): (float(x), float(y)) for pair, k, x, y in lines if pair == 0 and k > 0}
 
