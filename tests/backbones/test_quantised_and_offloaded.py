@@ -110,7 +110,9 @@ def test_quantisations_that_cannot_be(flux: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(quantised, "find_spec", lambda name: object())
     assert "nf4, int8, fp8, gguf" in refused(flux, quantization="int4")
     for kind in ("nf4", "int8"):
-        assert "needs a GPU" in refused(flux, quantization=kind)
+        assert "not on cpu" in refused(flux, quantization=kind)
+        with pytest.raises(InputError, match="not on mps"):
+            quantised.check_quantization(kind, torch.device("mps"))
     assert "gguf is for .gguf files" in refused(flux, quantization="gguf")
     file = tmp_path / "flux.gguf"
     file.write_bytes(b"GGUF")
