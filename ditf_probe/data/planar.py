@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from torch import Tensor
@@ -97,6 +97,11 @@ class PlanarDataset(Dataset[PlanarSequence], ABC):
             for sequence in (self[index] for index in range(len(self)))
             for image in (sequence.reference, *(pair.target for pair in sequence.pairs))
         ]
+
+    def settings(self) -> dict[str, Any]:
+        """What is known of the data set that changes a number, as plain JSON values."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float | bool)}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **self.counts(), **plain}
 
     def counts(self) -> dict[str, int]:
         """How many sequences of each change, pairs and images there are, for reports."""

@@ -150,7 +150,7 @@ class MeanMatchingAccuracy(_PerPair):
 
     def __init__(self, thresholds: Sequence[float] = MATCHING_THRESHOLDS, **kwargs: Any) -> None:
         checked = _checked_thresholds(thresholds)
-        super().__init__(("num_matches", *map(_column, checked)), **kwargs)
+        super().__init__(("num_matches", *map(matching_column, checked)), **kwargs)
         self.thresholds = checked
 
     def update(self, errors: Sequence[Tensor], viewpoint: Tensor, pair_index: Tensor) -> None:
@@ -162,13 +162,15 @@ class MeanMatchingAccuracy(_PerPair):
             raise InputError("errors", "negative or NaN", "give distances in pixels")
         counts = {"num_matches": torch.tensor([len(values) for values in errors])}
         for t in self.thresholds:
-            counts[_column(t)] = torch.tensor([int((values <= t).sum()) for values in errors])
+            counts[matching_column(t)] = torch.tensor([int((values <= t).sum()) for values in errors])
         self._add(pair_index, viewpoint, **counts)
 
     def compute(self) -> Accuracies:
         """The curve of all pairs so far, over all ranks."""
         columns = self._unique()
-        shares = {pixel_key(t): columns[_column(t)] / np.maximum(columns["num_matches"], 1) for t in self.thresholds}
+        shares = {
+            pixel_key(t): columns[matching_column(t)] / np.maximum(columns["num_matches"], 1) for t in self.thresholds
+        }
         return self._means(shares, columns["viewpoint"])
 
 
@@ -181,7 +183,8 @@ def pixel_key(threshold: float) -> str:
     return f"{threshold:g}"
 
 
-def _column(threshold: float) -> str:
+def matching_column(threshold: float) -> str:
+    """Name of the count of matches within a threshold, as `MeanMatchingAccuracy.pairs` has it."""
     return f"num_correct_{pixel_key(threshold)}".replace(".", "_")
 
 
