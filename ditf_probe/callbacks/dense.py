@@ -115,9 +115,15 @@ class DenseMatches(L.Callback):
         tensors = {name: getattr(matches, name).cpu().contiguous() for name in UNITS}
         with replacing(place.with_name(f"{place.name}.safetensors")) as temporary:
             save_file(tensors, temporary, self._metadata(key, pair))
-        images = [task.pairs.test[dataset].image(side.image_id) for side in (pair.source, pair.target)]
-        maps = (tensors["flow"], tensors["confidence"], tensors["matched"])
-        picture = dense_picture(*images, *maps, title=f"{row} ({pair.category})")
+        pixels: PairDataset = task.pairs.test[dataset]
+        picture = dense_picture(
+            pixels.image(pair.source.image_id),
+            pixels.image(pair.target.image_id),
+            tensors["flow"],
+            tensors["confidence"],
+            tensors["matched"],
+            title=f"{row} ({pair.category})",
+        )
         with replacing(place.with_name(f"{place.name}.png")) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
         for logger in trainer.loggers:

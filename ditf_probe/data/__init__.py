@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.hpatches import HPatches
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
+    from ditf_probe.data.planar import PlanarDataModule
     from ditf_probe.data.stereo import StereoMotorcycle
     from ditf_probe.data.synthetic import SyntheticPairs
     from ditf_probe.data.warped import WarpedPhotos
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
+    "HPatches",
     "PFWillow",
     "Pair",
     "PairDataModule",
     "PairDataset",
+    "PlanarDataModule",
     "Side",
     "StereoMotorcycle",
     "SyntheticPairs",
@@ -24,10 +28,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "HPatches": "hpatches",
     "PFWillow": "willow",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
     "PairDataset": "pairs",
+    "PlanarDataModule": "planar",
     "Side": "pairs",
     "StereoMotorcycle": "stereo",
     "SyntheticPairs": "synthetic",

@@ -86,7 +86,7 @@ class Sift(Detector):
         return _positions(found), torch.from_numpy(vectors)
 
     def _opencv(self) -> Any:
-        return cv2.SIFT_create(contrastThreshold=self.contrast_threshold, enable_precise_upscale=True)
+        return cv2.SIFT.create(contrastThreshold=self.contrast_threshold, enable_precise_upscale=True)
 
 
 class Orb(Detector):
@@ -95,7 +95,7 @@ class Orb(Detector):
     def __call__(self, image: Tensor, image_id: str) -> Tensor:
         """As in `Detector`."""
         del image_id
-        return _positions(_best(cv2.ORB_create(self.num_keypoints).detect(_grey(image), None), self.num_keypoints))
+        return _positions(_best(cv2.ORB.create(self.num_keypoints).detect(_grey(image), None), self.num_keypoints))
 
 
 class KeypointFiles(Detector):

@@ -1,7 +1,7 @@
 """Homographies from matches, and how far homographies and matches are off."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -53,9 +53,11 @@ def estimate_homography(
     if len(source) < FEWEST_MATCHES:
         return None
     cv2.setRNGSeed(seed)
-    points = [x.detach().cpu().float().numpy().reshape(-1, 1, 2) for x in (source, target)]
-    method = _METHODS[estimator]
-    found, _ = cv2.findHomography(*points, method, threshold, maxIters=max_iterations, confidence=confidence)
+    first, second = (x.detach().cpu().float().numpy().reshape(-1, 1, 2) for x in (source, target))
+    found: Any  # None where there is none, which opencv's types leave out
+    found, _ = cv2.findHomography(
+        first, second, _METHODS[estimator], threshold, maxIters=max_iterations, confidence=confidence
+    )
     if found is None or found.shape != (3, 3) or not np.isfinite(found).all():
         return None
     return torch.from_numpy(np.asarray(found, dtype=np.float64))

@@ -13,7 +13,9 @@ from ditf_probe.files import write_text
 from ditf_probe.matching import Rounding, mutual_nearest_neighbours, sample_descriptors
 from ditf_probe.metrics.homography import Estimator, corner_error, estimate_homography, match_errors
 from ditf_probe.metrics.planar import Accuracies
+from ditf_probe.progress import progress
 from ditf_probe.tasks.controls import same_position
+from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.image_task import ImageTask
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRun
 from ditf_probe.tasks.planar_scores import PlanarRow, PlanarScores, curve_points, curves_csv
@@ -41,10 +43,12 @@ class HomographyTask(ImageTask):
     """Matches keypoints of planar sequences and estimates homographies, with every row.
 
     Each row samples its feature maps at the keypoints of a detector, the same for all rows, and matches mutual nearest
-    neighbours by the cosine. An image is computed once, and only descriptors are kept: those of the reference and of
-    one further image of a sequence. Results are those of all pairs and, as data sets of their own, of the sequences of
-    each change: `acc@T`, the share of pairs whose corner error is at most T pixels, `mma@T`, the mean matching
-    accuracy, and the number of matches. The curve from 1 to 10 pixels goes to `matching_accuracy.csv` and to loggers.
+    neighbours by the cosine. A backbone computes each image once, and only descriptors are kept: those of the reference
+    and of one further image of a sequence. One backbone goes through all sequences before the next.
+
+    Results are those of all pairs and, as data sets of their own, of the sequences of each change: `acc@T`, the share of
+    pairs whose corner error is at most T pixels, `mma@T`, the mean matching accuracy, and the number of matches. The
+    curve from 1 to 10 pixels goes to `matching_accuracy.csv` and to loggers.
 
     Two controls have no feature maps: `same_position` matches each keypoint with the same relative position of the
     other image (the identity where sizes are equal, right for changes of illumination), and `sift` is opencv's SIFT
@@ -100,6 +104,8 @@ class HomographyTask(ImageTask):
         self.ratio = ratio
         self.estimation: dict[str, Any] = {"estimator": estimator, "threshold": threshold, "seed": seed}
         self.scores: list[PlanarScores] = []
+        self._passes: list[ImageRows] = []
+        self._shown: list[tuple[int, PlanarSequence]] = []
 
     @property
     def planar(self) -> PlanarDataModule:
@@ -122,21 +128,22 @@ class HomographyTask(ImageTask):
         super().on_test_start()
         rows = self._table_rows()
         self.scores = [PlanarScores(dataset, rows, self.device) for dataset in self.planar.test.values()]
+        self._passes, self._shown = self.image_rows.by_backbone(), []
 
     def test_step(self, batch: list[PlanarSequence], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Matches the reference of a sequence with each of its further images."""
+        """Matches with the first backbone, and with the rows that have none."""
         del batch_idx
-        scores = self.scores[dataloader_idx]
         for sequence in batch:
-            reference = self._views(scores.dataset, sequence.reference)
-            for pair in sequence.pairs:
-                further = self._views(scores.dataset, pair.target)
-                for row in reference:
-                    found = self._measure(reference[row], further[row], pair)
-                    scores.update(row, pair.index, sequence.change == "viewpoint", *found)
+            self._shown.append((dataloader_idx, sequence))
+            self._match(self.scores[dataloader_idx], sequence, self._passes[0], without_maps=True)
 
     def on_test_epoch_end(self) -> None:
-        """Gathers what all ranks found, once."""
+        """Matches with the other backbones, and gathers what all ranks found, once."""
+        for image_rows in self._passes[1:]:
+            with progress(f"matching {', '.join(image_rows.matchers)}", len(self._shown), "sequences") as advance:
+                for number, sequence in self._shown:
+                    self._match(self.scores[number], sequence, image_rows)
+                    advance(1)
         datasets: list[MeasuredDataset] = []
         curves: dict[str, dict[str, Accuracies]] = {}
         for name, scores in zip(self.planar.test, self.scores, strict=True):
@@ -166,19 +173,33 @@ class HomographyTask(ImageTask):
         ]
         found += [PlanarRow(row.name, "control") for row in self.rows if row.source == "position"]
         if self.sift is not None:
-            found.append(PlanarRow(SIFT_ROW, "control", notes=("own keypoints and descriptors",)))
+            found.append(PlanarRow(SIFT_ROW, "control", notes=("own keypoints",)))
         return found
 
-    def _views(self, dataset: PlanarDataset, image: PlanarImage) -> dict[str, View]:
-        """What every row knows of an image; its maps are let go of."""
+    def _match(
+        self, scores: PlanarScores, sequence: PlanarSequence, image_rows: ImageRows, without_maps: bool = False
+    ) -> None:
+        """Matches the reference of a sequence with each of its further images."""
+        reference = self._views(scores.dataset, sequence.reference, image_rows, without_maps)
+        for pair in sequence.pairs:
+            further = self._views(scores.dataset, pair.target, image_rows, without_maps)
+            for row in reference:
+                found = self._measure(reference[row], further[row], pair)
+                scores.update(row, pair.index, sequence.change == "viewpoint", *found)
+
+    def _views(
+        self, dataset: PlanarDataset, image: PlanarImage, image_rows: ImageRows, without_maps: bool
+    ) -> dict[str, View]:
+        """What rows know of an image; its maps are let go of."""
         pixels = dataset.image(image.image_id)
         points = self.detector(pixels, image.image_id)
         views = {}
-        for name, maps in self.image_rows(pixels[None], [image.image_id]).items():
+        for name, maps in image_rows(pixels[None], [image.image_id]).items():
             at = points.to(maps.device)
             views[name] = View(image.size, points, sample_descriptors(maps[0], at, image.size, rounding=self.rounding))
-        views |= {row.name: View(image.size, points, None) for row in self.rows if row.source == "position"}
-        if self.sift is not None:
+        if without_maps:
+            views |= {row.name: View(image.size, points, None) for row in self.rows if row.source == "position"}
+        if without_maps and self.sift is not None:
             views[SIFT_ROW] = View(image.size, *self.sift.describe(pixels))
         return views
 

@@ -76,8 +76,8 @@ def scores(result: MeasuredRun, dataset: str, row: str) -> dict[str, float]:
 class Oracle(HomographyTask):
     """Descriptors of the row "adaln" that know where in the plane a keypoint is."""
 
-    def _views(self, dataset: PlanarDataset, image: PlanarImage) -> dict[str, View]:
-        views = super()._views(dataset, image)
+    def _views(self, dataset: PlanarDataset, image: PlanarImage, *options: Any) -> dict[str, View]:
+        views = super()._views(dataset, image, *options)
         pairs = [pair for sequence in dataset for pair in sequence.pairs]
         matrix = next((p.homography for p in pairs if p.target == image), torch.eye(3, dtype=torch.float64))
         size, points, _ = (getattr(views["adaln"], name) for name in ("size", "points", "descriptors"))
@@ -166,26 +166,36 @@ def test_rows_controls_and_files(
     assert summary["datasets"]["hpatches"]["rows"][-1]["scores"]["acc@3"]["ci95"] is not None
 
 
-def test_every_image_is_computed_once(
+def test_each_backbone_sees_every_image_once_and_is_not_reloaded(
     features: BackboneFeatures,
     module: PlanarDataModule,
     trainer: Callable[..., L.Trainer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ditf_probe.tasks.image_rows import ImageRows
+    from ditf_probe.features.extractor import FeatureExtractor
+    from ditf_probe.tasks import models
 
     seen: list[str] = []
-    call = ImageRows.__call__
+    loaded: list[str] = []
+    tapped, load = FeatureExtractor.tapped, models.load_backbone
 
-    def watched(self: ImageRows, images: Tensor, ids: Sequence[str], categories: Any = None) -> dict[str, Tensor]:
-        seen.extend(ids)
-        return call(self, images, ids, categories)
+    def watched(self: FeatureExtractor, images: Tensor, ids: Sequence[str], conditions: Any = None) -> Any:
+        seen.extend(f"{id(self.backbone)} {image_id}" for image_id in ids)
+        return tapped(self, images, ids, conditions)
 
-    monkeypatch.setattr(ImageRows, "__call__", watched)
-    task = HomographyTask(features, ["raw"], run_dir=str(tmp_path), detector=Sift(20), sift=False)
+    def counted(name: str, **options: Any) -> Any:
+        loaded.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(FeatureExtractor, "tapped", watched)
+    monkeypatch.setattr(models, "load_backbone", counted)
+    task = HomographyTask(features, ["raw", "adaln", "untrained"], run_dir=str(tmp_path), detector=Sift(20), sift=False)
     trainer().test(task, module, verbose=False)
-    assert sorted(seen) == sorted(module.test["hpatches"].image_ids())
+    assert len(set(seen)) == len(seen) == 2 * 18
+    # Once to be checked, once after it made way for the untrained one, and once for that to be made from.
+    assert len(loaded) <= 3
+    assert [row.name for row in task.result().datasets[0].rows] == ["raw", "adaln", "untrained"]
 
 
 def test_images_without_keypoints_are_failures(
@@ -254,12 +264,10 @@ def test_two_ranks_agree_with_one(features: BackboneFeatures, root: Path, tmp_pa
     start: Callable[..., Any] = multiprocessing.start_processes
     start(_process, args=(port, features, root, tmp_path / "two"), nprocs=2, start_method="fork")
     run(features, root, tmp_path / "one")
-    one, *two = (
-        json.loads((tmp_path / name).read_text()) for name in ("one/rank0.json", "two/rank0.json", "two/rank1.json")
-    )
+    one = json.loads((tmp_path / "one" / "rank0.json").read_text())
+    two = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert two[0] == two[1]
     assert one["hpatches"]["facts"] == {"sequences": 3, "pairs": 15}
     assert one == two[0]
-    assert (tmp_path / "two" / "matching_accuracy.csv").read_text() == (
-        tmp_path / "one" / "matching_accuracy.csv"
-    ).read_text()
+    curves = [(tmp_path / name / "matching_accuracy.csv").read_text() for name in ("one", "two")]
+    assert curves[0] == curves[1]
