@@ -62,7 +62,8 @@ def match_dense(
         target_size: (height, width) of the original target image.
         stride: Source points are every so many pixels, centred; None takes the centres of the cells of the map.
         max_cycle: Largest cycle error of a match, in source pixels; None is the longer side of a cell of the source.
-        mutual: Whether to ask for the second condition; its cost grows with the square of the number of points.
+        mutual: Whether to ask for the second condition; its cost grows with the square of the number of points. Points
+            much closer than the cells of the map have nearly equal descriptors and are each other's rivals.
         budget: Bytes of working memory that groups of points are chosen for; the results come on top.
 
     Returns:

@@ -39,7 +39,10 @@ def dense_picture(
         The picture, `(height + title, W, 3)` uint8.
     """
     size = (source.shape[1], source.shape[2])
-    dense, known = _to_pixels(flow, size), _to_pixels(matched.float()[None], size)[0] >= 0.5
+    # Places without a match have no say in what stands between them and a match.
+    weights = matched.float()[None]
+    dense = _to_pixels(flow * weights, size) / _to_pixels(weights, size).clamp_min(1e-6)
+    known = F.interpolate(weights[None], size=size, mode="nearest-exact")[0, 0] > 0
     longest = float(flow.square().sum(0).sqrt()[matched].max()) if matched.any() else 0.0
     coloured = torch.where(known, flow_colours(dense, longest), _NOTHING).to(torch.uint8)
     _draw_wheel(coloured)

@@ -46,9 +46,9 @@ class HomographyTask(ImageTask):
     neighbours by the cosine. A backbone computes each image once, and only descriptors are kept: those of the reference
     and of one further image of a sequence. One backbone goes through all sequences before the next.
 
-    Results are those of all pairs and, as data sets of their own, of the sequences of each change: `acc@T`, the share of
-    pairs whose corner error is at most T pixels, `mma@T`, the mean matching accuracy, and the number of matches. The
-    curve from 1 to 10 pixels goes to `matching_accuracy.csv` and to loggers.
+    Results are those of all pairs and, as data sets of their own, of the sequences of each change: `acc@T`, the share
+    of pairs whose corner error is at most T pixels, `mma@T`, the mean matching accuracy, and the number of matches.
+    The curve from 1 to 10 pixels goes to `matching_accuracy.csv` and to loggers.
 
     Two controls have no feature maps: `same_position` matches each keypoint with the same relative position of the
     other image (the identity where sizes are equal, right for changes of illumination), and `sift` is opencv's SIFT

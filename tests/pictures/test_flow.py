@@ -48,6 +48,18 @@ def test_picture_shows_the_warped_target_and_no_match_as_grey() -> None:
     assert np.abs(flow[20:, :24] - 255).max() <= 2
 
 
+def test_what_has_no_match_does_not_bend_its_neighbours() -> None:
+    image = noise(40, 40)
+    matched = torch.tensor([[True, False], [True, True]])
+    flow = torch.zeros(2, 2, 2)
+    flow[:, 0, 1] = 30
+    picture = dense_picture(image, image, flow, torch.ones(2, 2), matched, height=40)
+    warped = picture[TITLE:, 3 * (40 + GAP) : 3 * (40 + GAP) + 40].astype(int)
+    source = picture[TITLE:, :40].astype(int)
+    assert np.abs(warped[:, :19] - source[:, :19]).max() <= 2
+    assert np.abs(warped[:19, 21:] - 40).max() <= 2
+
+
 def test_nothing_matched_is_a_picture_too() -> None:
     image = noise(8, 8)
     picture = dense_picture(image, image, torch.ones(2, 2, 2), torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
