@@ -249,7 +249,6 @@ def _process(rank: int, port: int, features: BackboneFeatures, root: Path, run_d
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     run(features, root, run_dir, strategy="ddp", devices=2)
 
 
