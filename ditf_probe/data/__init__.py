@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from ditf_probe.data.coco import COCOKeypoints
     from ditf_probe.data.cub import CUB200
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.hpatches import HPatches
     from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.pascal import PFPascal
+    from ditf_probe.data.planar import PlanarDataModule
     from ditf_probe.data.spair import SPair71k
     from ditf_probe.data.stereo import StereoMotorcycle
     from ditf_probe.data.subsets import HeldOut
@@ -26,6 +28,7 @@ __all__ = [
     "TSS",
     "AP10KGeoAware",
     "COCOKeypoints",
+    "HPatches",
     "HeldOut",
     "KeypointFolder",
     "PFPascal",
@@ -33,6 +36,7 @@ __all__ = [
     "Pair",
     "PairDataModule",
     "PairDataset",
+    "PlanarDataModule",
     "SPair71k",
     "Side",
     "StereoMotorcycle",
@@ -47,12 +51,14 @@ _MODULES = {
     "COCOKeypoints": "coco",
     "CUB200": "cub",
     "HeldOut": "subsets",
+    "HPatches": "hpatches",
     "KeypointFolder": "own",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
     "PairDataset": "pairs",
     "PFPascal": "pascal",
     "PFWillow": "willow",
+    "PlanarDataModule": "planar",
     "Side": "pairs",
     "SPair71k": "spair",
     "StereoMotorcycle": "stereo",

@@ -15,6 +15,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
 from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.pictures import match_picture
+from ditf_probe.tasks.image_task import ImageTask
 
 T = TypeVar("T")
 
@@ -39,8 +40,8 @@ class MatchPictures(L.Callback):
         self.num_pairs, self.rows, self.alpha = num_pairs, tuple(rows), alpha
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws on the first rank only; nothing here waits for another rank."""
-        if not trainer.is_global_zero:
+        """Draws on the first rank only; nothing here waits for another rank. Tasks over single images match no pairs."""
+        if not trainer.is_global_zero or isinstance(pl_module, ImageTask):
             return
         task: Any = pl_module
         datasets: dict[str, PairDataset] = task.pairs.test

@@ -1,0 +1,6 @@
+"""What happens beside a test: pictures of its matches, and dense matches as files."""
+
+from ditf_probe.callbacks.dense import DenseMatches
+from ditf_probe.callbacks.pictures import MatchPictures, spread
+
+__all__ = ["DenseMatches", "MatchPictures", "spread"]
