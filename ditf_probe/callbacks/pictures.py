@@ -40,7 +40,7 @@ class MatchPictures(L.Callback):
         self.num_pairs, self.rows, self.alpha = num_pairs, tuple(rows), alpha
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws on the first rank only; nothing here waits for another rank. Tasks over single images match no pairs."""
+        """Draws on the first rank only; nothing here waits for another one. Tasks over single images match no pairs."""
         if not trainer.is_global_zero or isinstance(pl_module, ImageTask):
             return
         task: Any = pl_module
