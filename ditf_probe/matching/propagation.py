@@ -1,13 +1,13 @@
 """Labels carried from frame to frame of a video by the similarity of features: the protocol of DINO.
 
-Caron et al., "Emerging properties in self-supervised vision transformers", ICCV 2021 (after Jabri et al., NeurIPS 2020):
-every cell of a new frame takes the labels of its nearest neighbours in the frames before it. Both features are scaled to
-length one, so that similarities are cosines; a cell of a context frame counts if it lies in the neighbourhood of the new
-cell; over all context frames together the `topk` most similar cells are kept, with all that tie with the last of them;
-their weights are exp(similarity / temperature), scaled to the sum of one. So this is a softmax over what is kept.
+Caron et al., "Emerging properties in self-supervised vision transformers", ICCV 2021, after Jabri et al., NeurIPS 2020:
+every cell of a new frame takes the labels of its nearest neighbours in the frames before it. Features are scaled to
+length one, so that similarities are cosines. A cell of a context frame counts if it lies in the neighbourhood of the
+new cell; over all context frames together the `topk` most similar ones are kept, with all that tie with the last of
+them, and weigh exp(similarity / temperature), scaled to the sum of one: a softmax over what is kept.
 
-No array over all pairs of cells is ever built: a tile of the new frame is compared with the window of each context frame
-that its neighbourhoods cover, by one matrix product, and tiles are as large as a budget of bytes allows.
+The similarities of all cells with all cells are never held: a tile of the new frame is compared with the window of each
+context frame that its neighbourhoods cover, by one matrix product, and tiles are as large as a budget allows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -127,7 +127,9 @@ def _check(
 ) -> None:
     check_features("target", target)
     if not context or len(context) != len(labels):
-        raise InputError("context", f"{len(context)} maps for {len(labels)} labels", "give one or more, each with labels")
+        raise InputError(
+            "context", f"{len(context)} maps for {len(labels)} labels", "give one or more, each with labels"
+        )
     for frame in context:
         if frame.shape != target.shape or target.ndim != 3:
             raise InputError("context", tuple(frame.shape), f"give (C, h, w) like the target, {tuple(target.shape)}")
