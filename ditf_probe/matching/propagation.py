@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ditf_probe.errors import InputError
 from ditf_probe.matching.cosines import check_features, not_finite
 
-LARGEST_TILE = 16  # cells along a side: a larger one compares more cells than it saves in overhead
+LARGEST_TILE = 8  # cells along a side: a larger one compares more cells that no neighbourhood holds
 _TINY = 1e-12  # shortest length that a feature is divided by, as in torch.nn.functional.normalize
 
 
