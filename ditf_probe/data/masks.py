@@ -1,4 +1,4 @@
-"""Masks of numbered objects on disk: one number per pixel, checked against what the first mask of a video holds."""
+"""Masks of numbered objects on disk: one number per pixel, checked against the first mask of a video, and written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ditf_probe.errors import InputError
+from ditf_probe.files import replacing
 
 Values = NDArray[np.int64]
 
@@ -97,3 +98,26 @@ def _check(path: Path, found: Sequence[int], allowed: Sequence[int], words: str)
 
 def _shown(values: Sequence[int]) -> str:
     return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+
+
+def colour_map() -> NDArray[np.uint8]:
+    """`(256, 3)` RGB of the palette of DAVIS and PASCAL VOC: bits of the number, spread over the channels."""
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def write_objects(path: Path, objects: NDArray[np.uint8]) -> None:
+    """Writes a mask as the official evaluation of DAVIS reads it: a PNG of numbers with their palette, whole or not.
+
+    Args:
+        path: The file; its folder is created.
+        objects: `(H, W)`, 0 the background, objects from 1.
+    """
+    image = Image.fromarray(objects)
+    image.putpalette(colour_map().tobytes())
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -2,5 +2,6 @@
 
 from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.probe import ProbeTask
+from ditf_probe.tasks.propagation import PropagationTask
 
-__all__ = ["CorrespondenceTask", "ProbeTask"]
+__all__ = ["CorrespondenceTask", "ProbeTask", "PropagationTask"]
