@@ -14,7 +14,7 @@ def resize_short_side(image: Tensor, short_side: int, multiple: int = 1) -> Tens
     Args:
         image: `(3, H, W)` uint8 RGB.
         short_side: Pixels of the shorter side.
-        multiple: Both sides are then floored to multiples of this.
+        multiple: The longer side is floored to a multiple of this.
 
     Returns:
         `(3, h, w)` uint8; `image` itself where it has that size.
@@ -28,7 +28,8 @@ def resize_short_side(image: Tensor, short_side: int, multiple: int = 1) -> Tens
         raise InputError("short_side", short_side, f"use at least `multiple`, {multiple} pixels")
     own = (image.shape[1], image.shape[2])
     # In whole numbers, since the product of a side and a quotient may fall just short of a multiple.
-    height, width = (short_side * side // min(own) // multiple * multiple for side in own)
+    longer = short_side * max(own) // min(own) // multiple * multiple
+    height, width = (longer if side > min(own) else short_side for side in own)
     if (height, width) == own:
         return image
     pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -69,10 +69,19 @@ def hard_labels(
         flat = low == high
         low, span = torch.where(flat, 0.0, low), torch.where(flat, 1.0, high - low)
         maps = (maps - low[:, None, None]) / span[:, None, None]
-    mask = maps.argmax(0).to(torch.uint8)
+    mask = _largest(maps)
     if inner == (height, width):
         return mask
     return _nearest(mask, (height, width))
+
+
+def _largest(maps: Tensor) -> Tensor:
+    """`(H, W)` uint8 index of the largest of `(N, H, W)`, the first of equals; argmax across rows is slow on a CPU."""
+    best, mask = maps[0], torch.zeros(maps.shape[1:], dtype=torch.uint8, device=maps.device)
+    for number, values in enumerate(maps[1:], start=1):
+        mask[values > best] = number
+        best = torch.maximum(best, values)
+    return mask
 
 
 def _nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:

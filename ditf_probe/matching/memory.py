@@ -31,7 +31,7 @@ class Propagation:
         argmax_at: Where that is: at the size of the "frame", or of the model's "input", from which the mask is brought
             to the frame by nearest pixels (DINO, DIFT, DiTF).
         short_side: Frames are first resized to this many pixels on their shorter side, bilinear without antialiasing,
-            and the sides floored to `multiple`, as the reference codes do. None leaves the size to the features.
+            the longer side floored to `multiple`, as the reference codes do. None leaves the size to the features.
         multiple: See `short_side`.
         budget_mib: Memory for similarities, in MiB; changes no result beyond rounding.
 
