@@ -1,17 +1,20 @@
-"""Data sets of image pairs with keypoints. Names load on first use, so that importing costs nothing."""
+"""Data sets of pairs with keypoints, and of videos. Names load on first use, so that importing costs nothing."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.davis import DAVIS
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.stereo import StereoMotorcycle
     from ditf_probe.data.synthetic import SyntheticPairs
+    from ditf_probe.data.videos import VideoDataModule
     from ditf_probe.data.warped import WarpedPhotos
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
+    "DAVIS",
     "PFWillow",
     "Pair",
     "PairDataModule",
@@ -19,11 +22,13 @@ __all__ = [
     "Side",
     "StereoMotorcycle",
     "SyntheticPairs",
+    "VideoDataModule",
     "WarpedPhotos",
     "threshold_base",
 ]
 
 _MODULES = {
+    "DAVIS": "davis",
     "PFWillow": "willow",
     "Pair": "pairs",
     "PairDataModule": "datamodule",
@@ -31,6 +36,7 @@ _MODULES = {
     "Side": "pairs",
     "StereoMotorcycle": "stereo",
     "SyntheticPairs": "synthetic",
+    "VideoDataModule": "videos",
     "WarpedPhotos": "warped",
     "threshold_base": "pairs",
 }

@@ -144,9 +144,9 @@ class ObjectScores:
 
     def metrics(self) -> dict[str, Floats]:
         """Score of every object by the names of `METRICS`, each `(R,)`."""
-        columns = (self.region, self.region_recall, self.region_decay)
-        columns = (*columns, self.boundary, self.boundary_recall, self.boundary_decay)
-        return dict(zip(METRICS, ((self.region + self.boundary) / 2, *columns), strict=True))
+        region = self.region, self.region_recall, self.region_decay
+        boundary = self.boundary, self.boundary_recall, self.boundary_decay
+        return dict(zip(METRICS, ((self.region + self.boundary) / 2, *region, *boundary), strict=True))
 
 
 _COLUMNS = tuple(field.name for field in fields(ObjectScores))

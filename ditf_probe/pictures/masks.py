@@ -23,9 +23,7 @@ def mask_overlay(image: Tensor, mask: Tensor, alpha: float = 0.55) -> Tensor:
     from matplotlib.colors import to_rgb
 
     shown = image.float() / 255
-    for number in mask.unique().tolist():
-        if not number:
-            continue
+    for number in range(1, int(mask.max()) + 1):
         inside = mask == number
         colour = torch.tensor(to_rgb(distinct_colour(number - 1)))[:, None]
         shown[:, inside] = (1 - alpha) * shown[:, inside] + alpha * colour

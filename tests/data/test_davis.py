@@ -255,7 +255,14 @@ def test_real_slice(shared_data: Path) -> None:
     dataset.check()
 
 
-@pytest.mark.skipif("DAVIS_ROOT" not in os.environ, reason="needs DAVIS-2017 (480p) in the folder DAVIS_ROOT")
+@pytest.mark.skipif(
+    "DITF_PROBE_DAVIS" not in os.environ, reason="DITF_PROBE_DAVIS does not name the folder of DAVIS-2017"
+)
 def test_official_counts() -> None:
     """Pont-Tuset et al. 2017, table 1; Perazzi et al. 2016."""
-    assert DAVIS(os.environ["DAVIS_ROOT"]).counts() == {"sequences": 30, "frames": 1999, "masks": 1999, "objects": 61}
+    assert DAVIS(os.environ["DITF_PROBE_DAVIS"]).counts() == {
+        "sequences": 30,
+        "frames": 1999,
+        "masks": 1999,
+        "objects": 61,
+    }

@@ -12,10 +12,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import multiprocessing
 
+from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.callbacks import MaskPictures
 from ditf_probe.cli import evaluate
 from ditf_probe.comparison import report_measured
@@ -30,6 +32,7 @@ from ditf_probe.matching.labels import hard_labels, soft_labels
 from ditf_probe.matching.memory import Propagation
 from ditf_probe.matching.propagation import propagate_labels
 from ditf_probe.metrics.segmentation import METRICS, VideoObjectSegmentation
+from ditf_probe.probes import LinearProbe, describe_probe, save_probe
 from ditf_probe.tasks import PropagationTask
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -180,6 +183,30 @@ def test_several_backbones_take_turns(
     assert settings["data"]["davis"]["version"] == "2017"
 
 
+def test_probes_have_rows_and_files(
+    root: Path, features: BackboneFeatures, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    """Two probes of one name are told apart by their runs, whose slash is none in a file name."""
+    probe = LinearProbe(16, (1, 0), width=8)
+    backbone = load_backbone(features.backbone, device="cpu").settings()
+    folders = [tmp_path / run / "probes" / "linear" for run in ("a", "b")]
+    for folder in folders:
+        facts = describe_probe(probe, features={"blocks": [1, 0], "timestep": 300}, backbone=backbone, training={})
+        save_probe(folder, probe.state_dict(), facts)
+    task = PropagationTask(
+        features, ["adaln", "rgb"], [str(f) for f in folders], run_dir=str(tmp_path / "run"), propagation=PROTOCOL
+    )
+    run(trainer, task, DAVIS(root, sequences=["late"]))
+    rows = task.result().datasets[0].rows
+    assert [(row.name, row.kind) for row in rows] == [
+        ("adaln", "zero-shot"), ("a/linear", "probe"), ("b/linear", "probe"), ("rgb", "control"),
+    ]  # fmt: skip
+    assert rows[1].parameters == 2 * (16 * 8 + 8)
+    assert rows[1].values == rows[2].values
+    written = sorted(path.name for path in (tmp_path / "run" / "davis").iterdir())
+    assert written == ["a-linear", "adaln", "b-linear", "rgb"]
+
+
 def test_size_of_the_features_without_short_side(
     root: Path, features: BackboneFeatures, trainer: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
@@ -289,3 +316,29 @@ def test_command_on_the_real_slice(shared_data: Path, tmp_path: Path, capsys: py
     assert "J&F" in capsys.readouterr().out
     assert Image.open(tmp_path / "davis" / "adaln" / "libby" / "00024.png").size == (854, 480)
     assert (tmp_path / "pictures" / "davis-libby-masks.png").is_file()
+
+
+# Frames before, radius, top-k, temperature, shorter side, multiple: DINO's defaults, DIFT's README, DiTF's code.
+PAPERS = {"dino": (7, 12, 5, 0.1, 480, 64), "dift": (28, 15, 15, 0.2, 480, 32), "ditf": (7, 12, 5, 0.1, 960, 32)}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_protocols_of_papers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each file fits into the run file, and carries the settings of its paper."""
+    part = CONFIGS / "propagation" / f"{name}.yaml"
+    with pytest.raises(SystemExit) as end:
+        evaluate([
+            "test", "--config", str(CONFIGS / "davis.yaml"), "--model.init_args.propagation", str(part),
+            "--print_config",
+        ])  # fmt: skip
+    assert end.value.code == 0
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["propagation"]
+    keys = ("n_last_frames", "radius", "topk", "temperature", "short_side", "multiple")
+    assert tuple(found[key] for key in keys) == PAPERS[name]
+    assert (found["labels"], found["norm_mask"], found["argmax_at"]) == ("nearest", True, "input")
+    assert Propagation(**found).short_side == PAPERS[name][4]
+    assert set(yaml.safe_load(part.read_text())) == set(found) - {"budget_mib"}
+
+
+def test_every_protocol_has_a_paper() -> None:
+    assert {path.stem for path in (CONFIGS / "propagation").glob("*.yaml")} == set(PAPERS)
