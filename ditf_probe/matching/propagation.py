@@ -66,8 +66,9 @@ def propagate_labels(
             ],
             dim=1,
         )  # (T, N * S)
-        outside = ~_seen(tile, window, reach).to(similarities.device).repeat(1, len(context))
-        weights = _weights(similarities.masked_fill_(outside, -torch.inf), topk, temperature)
+        outside = ~_seen(tile, window, reach).to(similarities.device)[:, None]
+        similarities.view(len(cells), len(context), -1).masked_fill_(outside, -torch.inf)
+        weights = _weights(similarities, topk, temperature)
         values = torch.cat([label[:, *window].flatten(1) for label in labels], dim=1)  # (K, N * S)
         carried = values @ weights.to(values.device, values.dtype).T
         found[:, *tile] = carried.view(len(values), *found[:, *tile].shape[1:])
