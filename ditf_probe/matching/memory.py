@@ -33,7 +33,7 @@ class Propagation:
         short_side: Frames are first resized to this many pixels on their shorter side, bilinear without antialiasing,
             the longer side floored to `multiple`, as the reference codes do. None leaves the size to the features.
         multiple: See `short_side`.
-        budget_mib: Memory for similarities, in MiB; changes no result beyond rounding.
+        budget_mib: As in `propagate_labels`; changes no result beyond rounding.
 
     Raises:
         InputError: An option out of range.

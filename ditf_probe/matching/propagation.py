@@ -6,8 +6,8 @@ length one, so that similarities are cosines. A cell of a context frame counts i
 new cell; over all context frames together the `topk` most similar ones are kept, with all that tie with the last of
 them, and weigh exp(similarity / temperature), scaled to the sum of one: a softmax over what is kept.
 
-The similarities of all cells with all cells are never held: a tile of the new frame is compared with the window of each
-context frame that its neighbourhoods cover, by one matrix product, and tiles are as large as a budget allows.
+The similarities of all cells with all cells are never held: each tile of the new frame is compared with the window of
+each context frame that its neighbourhoods cover, by a matrix product, as many tiles at a time as a budget allows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
 from ditf_probe.matching.cosines import check_features, not_finite
+
+Pair = tuple[int, int]
 
 LARGEST_TILE = 8  # cells along a side: a larger one compares more cells that no neighbourhood holds
 _TINY = 1e-12  # shortest length that a feature is divided by, as in torch.nn.functional.normalize
@@ -42,7 +44,8 @@ def propagate_labels(
         radius: A cell sees those within so many rows and columns of its own place; 0 is no restriction.
         topk: How many cells of all frames together count; all, where there are fewer.
         temperature: What similarities are divided by before the exponential.
-        budget_mib: Memory of the similarities that are held at a time, in MiB; at least one cell's.
+        budget_mib: Size of the similarities and windows that are held at a time, in MiB, at least one cell's; with
+            what is made of them the peak is about three times that.
 
     Returns:
         `(K, h, w)`, of the dtype of `labels`; where those of every cell sum to one, so do these.
@@ -52,67 +55,87 @@ def propagate_labels(
     """
     _check(target, context, labels, radius, topk, temperature, budget_mib)
     dtype = torch.promote_types(target.dtype, torch.float32)
-    height, width = target.shape[1:]
-    reach = radius or max(height, width)
-    directions = F.normalize(target.to(dtype), dim=0, eps=_TINY)
+    size = (target.shape[1], target.shape[2])
+    reach = (min(radius or size[0], size[0] - 1), min(radius or size[1], size[1] - 1))
+    cells = F.normalize(target.to(dtype), dim=0, eps=_TINY)
     scales = [1 / frame.to(dtype).square().sum(0).sqrt().clamp_min(_TINY) for frame in context]
-    found = torch.empty(labels[0].shape, dtype=labels[0].dtype, device=labels[0].device)
-    for tile, window in _tiles((height, width), reach, len(context), budget_mib * 2**20 / dtype.itemsize):
-        cells = directions[:, *tile].flatten(1).T  # (T, C)
-        similarities = torch.cat(
-            [
-                (cells @ frame[:, *window].to(dtype).flatten(1)) * scale[window].flatten()
-                for frame, scale in zip(context, scales, strict=True)
-            ],
-            dim=1,
-        )  # (T, N * S)
-        outside = ~_seen(tile, window, reach).to(similarities.device)[:, None]
-        similarities.view(len(cells), len(context), -1).masked_fill_(outside, -torch.inf)
-        weights = _weights(similarities, topk, temperature)
-        values = torch.cat([label[:, *window].flatten(1) for label in labels], dim=1)  # (K, N * S)
-        carried = values @ weights.to(values.device, values.dtype).T
-        found[:, *tile] = carried.view(len(values), *found[:, *tile].shape[1:])
-    return found
+    numbers = budget_mib * 2**20 / dtype.itemsize
+    side = _tile_side(size, reach, len(target), len(context), numbers)
+    near = _near(side, reach).to(target.device)  # (T, S)
+    inside = torch.ones(1, *size, dtype=torch.bool, device=target.device)
+    found = []
+    for tiles in _pieces(size, reach, side, len(target), len(context), numbers):
+        own = _windows(cells, side, (0, 0), tiles).transpose(1, 2)  # (P, T, C)
+        unseen = ~(near & _windows(inside, side, reach, tiles))  # (P, T, S)
+        similarities = own.new_empty(len(own), own.shape[1], len(context), near.shape[1])
+        for number, (frame, scale) in enumerate(zip(context, scales, strict=True)):
+            dots = own @ _windows(frame.to(dtype), side, reach, tiles)
+            similarities[:, :, number] = dots.mul_(_windows(scale[None], side, reach, tiles))
+        similarities.masked_fill_(unseen[:, :, None], -torch.inf)
+        weights = _weights(similarities.flatten(2), topk, temperature).to(labels[0].dtype)
+        values = torch.stack([_windows(label, side, reach, tiles) for label in labels], dim=2)
+        found.append(weights.to(values.device) @ values.flatten(2).transpose(1, 2))  # (P, T, K)
+    return _joined(torch.cat(found), side, size)
 
 
 def _weights(similarities: Tensor, topk: int, temperature: float) -> Tensor:
-    """`(T, S)` shares of the most similar cells, in place of similarities where -inf is out of sight."""
-    best = similarities.topk(min(topk, similarities.shape[1]), dim=1).values
+    """`(P, T, S)` shares of the most similar cells, in place of similarities where -inf is out of sight."""
+    best = similarities.topk(min(topk, similarities.shape[-1]), dim=-1).values
+    least = best[..., -1:]
     # Shifted by the largest, which leaves the quotients as they are and no exponential can overflow.
-    weights = ((similarities - best[:, :1]) / temperature).exp_()
-    weights.masked_fill_(similarities < best[:, -1:], 0)
-    return weights.div_(weights.sum(1, keepdim=True))
+    weights = ((similarities - best[..., :1]) / temperature).exp_()
+    weights.masked_fill_(similarities < least, 0)
+    # The padding beside a map has nothing in sight and takes no part in the result.
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
-def _tiles(
-    size: tuple[int, int], reach: int, frames: int, numbers: float
-) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Tiles of a map, and the windows that their neighbourhoods cover; of all frames, at most so many similarities."""
-    side = LARGEST_TILE
-    while side > 1 and _similarities(side, size, reach) * frames > numbers:
+def _tile_side(size: Pair, reach: Pair, channels: int, frames: int, numbers: float) -> int:
+    """Side of the tiles in cells, smaller where not even one tile fits the budget."""
+    side = min(LARGEST_TILE, max(size))
+    while side > 1 and _numbers(side, reach, channels, frames) > numbers:
         side -= 1
-    for top in range(0, size[0], side):
-        for left in range(0, size[1], side):
-            tile = slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
-            yield tile, (_around(tile[0], reach, size[0]), _around(tile[1], reach, size[1]))
+    return side
 
 
-def _similarities(side: int, size: tuple[int, int], reach: int) -> int:
-    """Pairs of cells of one tile and its window, at most."""
-    tile = min(side, size[0]) * min(side, size[1])
-    return tile * min(side + 2 * reach, size[0]) * min(side + 2 * reach, size[1])
+def _numbers(side: int, reach: Pair, channels: int, frames: int) -> int:
+    """What one tile takes: its similarities in all frames, and the features of a window."""
+    window = (side + 2 * reach[0]) * (side + 2 * reach[1])
+    return window * (frames * side**2 + channels)
 
 
-def _around(span: slice, reach: int, length: int) -> slice:
-    return slice(max(0, span.start - reach), min(length, span.stop + reach))
+def _pieces(size: Pair, reach: Pair, side: int, channels: int, frames: int, numbers: float) -> Iterator[slice]:
+    """The tiles of a map in row-major order, as many at a time as the budget allows."""
+    count = -(-size[0] // side) * -(-size[1] // side)
+    step = max(1, int(numbers // _numbers(side, reach, channels, frames)))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
-def _seen(tile: tuple[slice, slice], window: tuple[slice, slice], reach: int) -> Tensor:
-    """`(T, S)` bool: which cells of a window are in the neighbourhood of which of a tile, both in row-major order."""
+def _windows(maps: Tensor, side: int, reach: Pair, tiles: slice) -> Tensor:
+    """`(P, C, S)`: the cells within reach of each of some tiles of `(C, h, w)`; zeros beyond the map."""
+    height, width = maps.shape[1:]
+    rows, columns = -(-height // side), -(-width // side)
+    below, right = rows * side - height + reach[0], columns * side - width + reach[1]
+    padded = F.pad(maps, (reach[1], right, reach[0], below))
+    views = padded.unfold(1, side + 2 * reach[0], side).unfold(2, side + 2 * reach[1], side)
+    numbers = torch.arange(tiles.start, tiles.stop, device=maps.device)
+    chosen = views[:, numbers // columns, numbers % columns]  # (C, P, side + 2 reach, side + 2 reach)
+    return chosen.transpose(0, 1).flatten(2)
+
+
+def _joined(tiles: Tensor, side: int, size: Pair) -> Tensor:
+    """`(K, h, w)` from all tiles `(P, T, K)` in row-major order."""
+    rows, columns = -(-size[0] // side), -(-size[1] // side)
+    grid = tiles.view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
+    return grid.reshape(-1, rows * side, columns * side)[:, : size[0], : size[1]].contiguous()
+
+
+def _near(side: int, reach: Pair) -> Tensor:
+    """`(T, S)` bool: which cells of a window are in the neighbourhood of which of its tile, in row-major order."""
     near = []
-    for own, other in zip(tile, window, strict=True):
-        apart = torch.arange(own.start, own.stop)[:, None] - torch.arange(other.start, other.stop)
-        near.append(apart.abs() <= reach)
+    for length in reach:
+        apart = torch.arange(side)[:, None] + length - torch.arange(side + 2 * length)
+        near.append(apart.abs() <= length)
     rows, columns = near
     return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)
 

@@ -98,23 +98,31 @@ def test_hand_computed() -> None:
     assert propagate_labels(target, [context], [labels], radius=1, topk=1, temperature=0.001)[0, 0, 1] == 0
 
 
-@pytest.mark.parametrize(("radius", "frames", "limit"), [(12, 8, 0.5), (0, 2, 4.0), (3, 8, 0.02)])
-def test_similarities_stay_within_the_budget(radius: int, frames: int, limit: float) -> None:
-    size = (60, 106)
-    numbers = limit * 2**20 / 4
-    reach = radius or 106
-    largest, covered = 0, torch.zeros(size, dtype=torch.long)
-    for tile, window in propagation._tiles(size, reach, frames, numbers):
-        covered[tile] += 1
-        (top, left), (bottom, right) = (axis.start for axis in tile), (axis.stop - 1 for axis in tile)
-        assert window[0].start == max(0, top - reach)
-        assert window[1].stop == min(106, right + reach + 1)
-        pairs = covered[tile].numel() * covered[window].numel() * frames
-        largest = max(largest, pairs)
-        assert (bottom, left) < size
-    assert (covered == 1).all()
-    assert largest <= numbers
-    assert largest < (60 * 106) ** 2 / 10
+@pytest.mark.parametrize(("radius", "frames", "mib"), [(12, 8, 64.0), (12, 8, 4.0), (0, 2, 16.0), (3, 8, 0.5)])
+def test_memory_stays_within_the_budget(radius: int, frames: int, mib: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No similarities and no windows beyond the budget, and none of all cells with all others."""
+    generator = torch.Generator().manual_seed(0)
+    size = (30, 41)
+    maps = torch.randn(frames + 1, 6, *size, generator=generator)
+    largest = {"similarities": 0, "windows": 0}
+    weights, windows = propagation._weights, propagation._windows
+
+    def measured(similarities: Tensor, topk: int, temperature: float) -> Tensor:
+        largest["similarities"] = max(largest["similarities"], similarities.nbytes)
+        return weights(similarities, topk, temperature)
+
+    def gathered(*arguments: object) -> Tensor:
+        found = windows(*arguments)
+        largest["windows"] = max(largest["windows"], found.nbytes)
+        return found
+
+    monkeypatch.setattr(propagation, "_weights", measured)
+    monkeypatch.setattr(propagation, "_windows", gathered)
+    found = propagate_labels(maps[0], list(maps[1:]), [maps[0, :2]] * frames, radius=radius, budget_mib=mib)
+    assert found.shape == (2, *size)
+    assert 0 < largest["similarities"] + largest["windows"] <= mib * 2**20
+    if mib < 16:
+        assert largest["similarities"] < 4 * frames * (30 * 41) ** 2 / 10
 
 
 def maps(count: int = 1, channels: int = 3) -> list[Tensor]:
