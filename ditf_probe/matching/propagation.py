@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
+from ditf_probe.geometry import Size
 from ditf_probe.matching.cosines import check_features, not_finite
-
-Pair = tuple[int, int]
 
 LARGEST_TILE = 8  # cells along a side: a larger one compares more cells that no neighbourhood holds
 _TINY = 1e-12  # shortest length that a feature is divided by, as in torch.nn.functional.normalize
@@ -89,7 +88,7 @@ def _weights(similarities: Tensor, topk: int, temperature: float) -> Tensor:
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
-def _tile_side(size: Pair, reach: Pair, channels: int, frames: int, numbers: float) -> int:
+def _tile_side(size: Size, reach: Size, channels: int, frames: int, numbers: float) -> int:
     """Side of the tiles in cells, smaller where not even one tile fits the budget."""
     side = min(LARGEST_TILE, max(size))
     while side > 1 and _numbers(side, reach, channels, frames) > numbers:
@@ -97,13 +96,13 @@ def _tile_side(size: Pair, reach: Pair, channels: int, frames: int, numbers: flo
     return side
 
 
-def _numbers(side: int, reach: Pair, channels: int, frames: int) -> int:
+def _numbers(side: int, reach: Size, channels: int, frames: int) -> int:
     """What one tile takes: its similarities in all frames, and the features of a window."""
     window = (side + 2 * reach[0]) * (side + 2 * reach[1])
     return window * (frames * side**2 + channels)
 
 
-def _pieces(size: Pair, reach: Pair, side: int, channels: int, frames: int, numbers: float) -> Iterator[slice]:
+def _pieces(size: Size, reach: Size, side: int, channels: int, frames: int, numbers: float) -> Iterator[slice]:
     """The tiles of a map in row-major order, as many at a time as the budget allows."""
     count = -(-size[0] // side) * -(-size[1] // side)
     step = max(1, int(numbers // _numbers(side, reach, channels, frames)))
@@ -111,7 +110,7 @@ def _pieces(size: Pair, reach: Pair, side: int, channels: int, frames: int, numb
         yield slice(start, min(start + step, count))
 
 
-def _windows(maps: Tensor, side: int, reach: Pair, tiles: slice) -> Tensor:
+def _windows(maps: Tensor, side: int, reach: Size, tiles: slice) -> Tensor:
     """`(P, C, S)`: the cells within reach of each of some tiles of `(C, h, w)`; zeros beyond the map."""
     height, width = maps.shape[1:]
     rows, columns = -(-height // side), -(-width // side)
@@ -123,14 +122,14 @@ def _windows(maps: Tensor, side: int, reach: Pair, tiles: slice) -> Tensor:
     return chosen.transpose(0, 1).flatten(2)
 
 
-def _joined(tiles: Tensor, side: int, size: Pair) -> Tensor:
+def _joined(tiles: Tensor, side: int, size: Size) -> Tensor:
     """`(K, h, w)` from all tiles `(P, T, K)` in row-major order."""
     rows, columns = -(-size[0] // side), -(-size[1] // side)
     grid = tiles.view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
     return grid.reshape(-1, rows * side, columns * side)[:, : size[0], : size[1]].contiguous()
 
 
-def _near(side: int, reach: Pair) -> Tensor:
+def _near(side: int, reach: Size) -> Tensor:
     """`(T, S)` bool: which cells of a window are in the neighbourhood of which of its tile, in row-major order."""
     near = []
     for length in reach:
