@@ -52,7 +52,7 @@ class MatchPictures(L.Callback):
             for index in spread({index: found.pairs[index].unit for index in shown}, self.num_pairs):
                 for row in chosen:
                     picture = self._draw(datasets[found.name], index, row.name, row.predictions)
-                    self._keep(trainer, Path(task.run_dir), (found.name, index, row.name), picture)
+                    keep_picture(trainer, Path(task.run_dir), (found.name, f"{index:04d}", row.name), picture)
 
     def _draw(self, dataset: PairDataset, index: int, row: str, predictions: Predictions) -> np.ndarray[Any, Any]:
         pair: Pair = dataset[index]
@@ -72,17 +72,22 @@ class MatchPictures(L.Callback):
             accepted=accepted,
         )
 
-    def _keep(
-        self, trainer: L.Trainer, run_dir: Path, key: tuple[str, int, str], picture: np.ndarray[Any, Any]
-    ) -> None:
-        dataset, index, row = key
-        name = f"{dataset}-{index:04d}-{row}".replace("/", "-")
-        with replacing(run_dir / "pictures" / f"{name}.png") as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                tag = f"{dataset}/{index:04d}/{row}"
-                logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+
+def keep_picture(trainer: L.Trainer, run_dir: Path, key: tuple[str, str, str], picture: np.ndarray[Any, Any]) -> None:
+    """Writes a picture into `<run_dir>/pictures/` and shows it to TensorBoard.
+
+    Args:
+        trainer: Whose loggers.
+        run_dir: Folder of the run.
+        key: Data set, item and row; the name of the file and the tag.
+        picture: `(H, W, 3)` uint8.
+    """
+    name = "-".join(key).replace("/", "-")
+    with replacing(run_dir / "pictures" / f"{name}.png") as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image("/".join(key), picture, trainer.global_step, dataformats="HWC")
 
 
 def spread(units: Mapping[int, str], count: int) -> list[int]:
@@ -101,16 +106,16 @@ def spread(units: Mapping[int, str], count: int) -> list[int]:
     members: dict[str, list[int]] = {}
     for index, unit in units.items():
         members.setdefault(unit, []).append(index)
-    groups = _evenly(list(members.values()), count)
+    groups = evenly(list(members.values()), count)
     quotas = [0] * len(groups)
     for turn in range(max(map(len, groups), default=0)):
         for number, group in enumerate(groups):
             if turn < len(group) and sum(quotas) < count:
                 quotas[number] += 1
-    return sorted(index for group, quota in zip(groups, quotas, strict=True) for index in _evenly(group, quota))
+    return sorted(index for group, quota in zip(groups, quotas, strict=True) for index in evenly(group, quota))
 
 
-def _evenly(items: Sequence[T], count: int) -> list[T]:
+def evenly(items: Sequence[T], count: int) -> list[T]:
     """So many of the items, evenly spread, the first among them; all where there are fewer."""
     if count >= len(items):
         return list(items)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ditf_probe.data.coco import COCOKeypoints
     from ditf_probe.data.cub import CUB200
     from ditf_probe.data.datamodule import PairDataModule
+    from ditf_probe.data.davis import DAVIS
     from ditf_probe.data.hpatches import HPatches
     from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from ditf_probe.data.subsets import HeldOut
     from ditf_probe.data.synthetic import SyntheticPairs
     from ditf_probe.data.tss import TSS
+    from ditf_probe.data.videos import VideoDataModule
     from ditf_probe.data.warped import WarpedPhotos
     from ditf_probe.data.willow import PFWillow
 
 __all__ = [
     "AP10K",
     "CUB200",
+    "DAVIS",
     "TSS",
     "AP10KGeoAware",
     "COCOKeypoints",
@@ -41,6 +44,7 @@ __all__ = [
     "Side",
     "StereoMotorcycle",
     "SyntheticPairs",
+    "VideoDataModule",
     "WarpedPhotos",
     "threshold_base",
 ]
@@ -50,6 +54,7 @@ _MODULES = {
     "AP10KGeoAware": "ap10k_geoaware",
     "COCOKeypoints": "coco",
     "CUB200": "cub",
+    "DAVIS": "davis",
     "HeldOut": "subsets",
     "HPatches": "hpatches",
     "KeypointFolder": "own",
@@ -65,6 +70,7 @@ _MODULES = {
     "SyntheticPairs": "synthetic",
     "threshold_base": "pairs",
     "TSS": "tss",
+    "VideoDataModule": "videos",
     "WarpedPhotos": "warped",
 }
 

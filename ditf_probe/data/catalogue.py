@@ -33,6 +33,7 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "ap10k-geoaware": Entry("ditf_probe.data.ap10k_geoaware.AP10KGeoAware", sign="PairAnnotation/test_cross_family"),
     "coco": Entry("ditf_probe.data.coco.COCOKeypoints"),
     "cub": Entry("ditf_probe.data.cub.CUB200", sign="parts/part_locs.txt"),
+    "davis": Entry("ditf_probe.data.davis.DAVIS", sign="Annotations/480p"),
     "hpatches": Entry("ditf_probe.data.hpatches.HPatches", sign="v_abstract"),
     "keypoint-folder": Entry("ditf_probe.data.own.KeypointFolder", sign="keypoints.csv"),
     "mask-folder": Entry("ditf_probe.data.segmentation.MaskFolder", {"check_masks": True}),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ditf_probe.data.masks import read_values
 from ditf_probe.data.photos import list_photos, photo_size, read_photo
 from ditf_probe.data.problems import Problems
 from ditf_probe.errors import InputError
@@ -161,7 +161,7 @@ class MaskFolder(MaskDataset):
         return tuple(file for _, image, mask in self._items for file in (image, mask))
 
     def _read(self, file: Path, size: tuple[int, int]) -> Tensor:
-        values = _read_values(file)
+        values = read_values(file)
         if values.shape != size:
             raise InputError("masks", str(file), f"is {values.shape} and its image {size}, give one class per pixel")
         classes = values - self.first_value
@@ -232,19 +232,3 @@ def _common_size(image: Path, mask: Path) -> tuple[int, int]:
     if size != own:
         raise InputError("masks", str(mask), f"is {own} and its image {size}, give one class per pixel")
     return size
-
-
-def _read_values(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Values of a mask of one channel; palettes are not resolved to colours."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if len(image.getbands()) != 1 or image.mode == "F":
-                raise InputError(
-                    "masks", str(file), f"has mode {image.mode}, save classes as one channel of whole numbers"
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("masks", str(file), "no image or a damaged one; replace or remove the file") from error

@@ -95,7 +95,7 @@ def damage(root: Path, kind: str) -> None:
     [
         ("missing mask", "has no mask a/one.png"),
         ("other size", r"one\.png.*one class per pixel"),
-        ("colours", "has mode RGB"),
+        ("colours", "is of mode RGB"),
         ("cut mask", "damaged"),
         ("no image", "damaged"),
     ],
