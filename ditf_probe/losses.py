@@ -178,10 +178,13 @@ def pixel_cross_entropy(scores: Sequence[Tensor], masks: Sequence[Tensor], ignor
     Returns:
         Scalar; 0 where no pixel is labelled.
     """
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for number, (one, mask) in enumerate(zip(scores, masks, strict=True)):
+        groups.setdefault((one.shape, mask.shape), []).append(number)
     total, count = scores[0].new_zeros(()), 0
-    for one, mask in zip(scores, masks, strict=True):
-        total = total + F.cross_entropy(
-            enlarged(one, mask.shape)[None], mask.long()[None], ignore_index=ignore_index, reduction="sum"
-        )
-        count += int((mask != ignore_index).sum())
+    for members in groups.values():
+        labels = torch.stack([masks[i] for i in members]).long()
+        large = enlarged(torch.stack([scores[i] for i in members]), labels.shape[1:])
+        total = total + F.cross_entropy(large, labels, ignore_index=ignore_index, reduction="sum")
+        count += int((labels != ignore_index).sum())
     return total / max(1, count)

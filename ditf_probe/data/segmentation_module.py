@@ -1,10 +1,11 @@
 """Lightning's view of data sets with masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -21,13 +22,26 @@ class LoadedImage:
 
     Attributes:
         image: What it is.
-        pixels: `(3, H, W)` uint8 RGB.
+        pixels: `(3, H, W)` uint8 RGB; None where they were not asked for.
         mask: `(H, W)` uint8 classes.
     """
 
     image: MaskedImage
-    pixels: Tensor
+    pixels: Tensor | None
     mask: Tensor
+
+
+def by_size(batch: Sequence[LoadedImage]) -> list[list[LoadedImage]]:
+    """The images of a batch in groups of one size, which can share a pass."""
+    groups: dict[tuple[int, int], list[LoadedImage]] = {}
+    for loaded in batch:
+        groups.setdefault(loaded.image.size, []).append(loaded)
+    return list(groups.values())
+
+
+def stacked_pixels(group: Sequence[LoadedImage]) -> Tensor:
+    """`(B, 3, H, W)` uint8 RGB of images of one size."""
+    return torch.stack([loaded.pixels for loaded in group if loaded.pixels is not None])
 
 
 class MaskModule(L.LightningDataModule):
@@ -41,6 +55,10 @@ class MaskModule(L.LightningDataModule):
         batch_size: Images per batch and rank.
         num_workers: Processes that decode.
         seed: Order of the training images.
+
+    Attributes:
+        train_pixels: Whether batches of training and validation hold pixels; a task whose features are kept sets it to
+            False.
 
     Raises:
         InputError: A number is out of range and, at `setup`, a data set of the stage is missing or empty, or their
@@ -64,6 +82,7 @@ class MaskModule(L.LightningDataModule):
             raise InputError("num_workers", num_workers, "use 0 or more")
         self.train, self.val, self.test = train, val, dict(test or {})
         self.calibration = calibration
+        self.train_pixels = True
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
     @property
@@ -90,12 +109,12 @@ class MaskModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[LoadedImage]:
         """Batches of training images, shuffled."""
         assert self.train is not None
-        return self._loader(self.train, shuffle=True)
+        return self._loader(self.train, self.train_pixels, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[LoadedImage]:
         """Batches of validation images, in order."""
         assert self.val is not None
-        return self._loader(self.val)
+        return self._loader(self.val, self.train_pixels)
 
     def test_dataloader(self) -> list[DataLoader[LoadedImage]]:
         """One loader per test set, in the order of `test`."""
@@ -106,13 +125,13 @@ class MaskModule(L.LightningDataModule):
         del device, dataloader_idx
         return batch
 
-    def _loader(self, dataset: MaskDataset, shuffle: bool = False) -> DataLoader[LoadedImage]:
+    def _loader(self, dataset: MaskDataset, pixels: bool = True, shuffle: bool = False) -> DataLoader[LoadedImage]:
         ranks = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         # Lightning keeps a DistributedSampler that it finds and tells it the epoch.
         sampler: DistributedSampler[Any] = DistributedSampler(dataset, *ranks, shuffle=shuffle, seed=self.seed)
         as_list: Callable[[list[LoadedImage]], list[LoadedImage]] = list
         return DataLoader(
-            _Decoded(dataset),
+            _Decoded(dataset, pixels),
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=as_list,
@@ -122,14 +141,14 @@ class MaskModule(L.LightningDataModule):
 
 
 class _Decoded(Dataset[LoadedImage]):
-    """Decodes image and mask, in the workers of a loader."""
+    """Decodes images and masks, in the workers of a loader."""
 
-    def __init__(self, dataset: MaskDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: MaskDataset, pixels: bool) -> None:
+        self.dataset, self.pixels = dataset, pixels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> LoadedImage:
         image = self.dataset[index]
-        return LoadedImage(image, self.dataset.image(image.image_id), self.dataset.mask(index))
+        return LoadedImage(image, self.dataset.image(image.image_id) if self.pixels else None, self.dataset.mask(index))

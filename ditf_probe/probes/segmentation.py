@@ -55,5 +55,5 @@ class SegmentationHead(nn.Module):
 
 
 def enlarged(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Class scores `(classes, h, w)` of a map that covers an image, at every pixel of it: `(classes, H, W)`."""
-    return F.interpolate(scores[None], tuple(size), mode="bilinear", align_corners=False)[0]
+    """Class scores `(B, classes, h, w)` of maps that cover images, at every pixel of them: `(B, classes, H, W)`."""
+    return F.interpolate(scores, tuple(size), mode="bilinear", align_corners=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ditf_probe.data.segmentation_module import LoadedImage, MaskModule
+from ditf_probe.data.segmentation_module import LoadedImage, MaskModule, by_size, stacked_pixels
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import crop_features
 from ditf_probe.losses import pixel_cross_entropy
@@ -105,6 +105,7 @@ class SegmentationTask(ImageTask):
         if self.heads or self.trainer.state.fn != "fit":
             return
         self.start_rows()
+        self.masks.train_pixels = not self.keep
         train = self.masks.train
         assert train is not None
         image = train[0]
@@ -136,10 +137,15 @@ class SegmentationTask(ImageTask):
 
     def training_step(self, batch: list[LoadedImage], batch_idx: int) -> Tensor:
         """The sum of the cross-entropies of all heads; pixels without a class count nowhere."""
+        groups = by_size(batch)
+        masks = [loaded.mask.to(self.device) for group in groups for loaded in group]
+        maps: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        for group in groups:
+            for name, found in self._maps(group).items():
+                maps[name] += found.to(self.device).unbind()
         losses = []
-        for name, maps in self._maps(batch).items():
-            scores = self.heads[name]([one.to(self.device) for one in maps])
-            losses.append(pixel_cross_entropy(scores, [loaded.mask.to(self.device) for loaded in batch]))
+        for name, head in self.heads.items():
+            losses.append(pixel_cross_entropy(head(maps[name]), masks))
             self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
         total = torch.stack(losses).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
@@ -155,11 +161,12 @@ class SegmentationTask(ImageTask):
 
     def validation_step(self, batch: list[LoadedImage], batch_idx: int) -> None:
         """Counts the pixels of a batch, single scale."""
-        for name, maps in self._maps(batch).items():
-            scores = self.heads[name]([one.to(self.device) for one in maps])
-            for loaded, one in zip(batch, scores, strict=True):
-                classes = enlarged(one, loaded.image.size).argmax(0)
-                self._validation[name].update(classes, loaded.mask.to(self.device), loaded.image.index)
+        for group in by_size(batch):
+            for name, maps in self._maps(group).items():
+                scores = torch.stack(self.heads[name](maps.to(self.device).unbind()))
+                classes = enlarged(scores, group[0].image.size).argmax(1)
+                for loaded, found in zip(group, classes, strict=True):
+                    self._validation[name].update(found, loaded.mask.to(self.device), loaded.image.index)
 
     def on_validation_epoch_end(self) -> None:
         """Logs mIoU of every row and their mean, `val/miou`, and keeps the best weights of each."""
@@ -196,9 +203,9 @@ class SegmentationTask(ImageTask):
     def test_step(self, batch: list[LoadedImage], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Segments a batch of images with every head."""
         sheet = list(self._sheets.values())[dataloader_idx]
-        for loaded in batch:
-            shares = self._shares(loaded)
-            sheet.update(loaded, {name: share.argmax(0) for name, share in shares.items()})
+        for group in by_size(batch):
+            for name, shares in self._shares(group).items():
+                sheet.update(name, group, shares.argmax(1))
 
     def on_test_epoch_end(self) -> None:
         """Gathers what all ranks found, once."""
@@ -214,31 +221,27 @@ class SegmentationTask(ImageTask):
         data = {name: dataset_facts(dataset) for name, dataset in self.masks.sets.items()}
         return super().settings() | {"scales": list(self.scales), "flip": self.flip, "data": data}
 
-    def _maps(self, batch: list[LoadedImage]) -> dict[str, list[Tensor]]:
-        """Per row the features `(D, h, w)` of each image, each map covering its image."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.image_rows.matchers}
-        for loaded in batch:
-            image = loaded.image
-            for name, matcher in self.image_rows.matchers.items():
-                if self.keep:
-                    with torch.no_grad():
-                        maps = matcher.features(matcher.stream.bank.tapped([image.image_id]))[0]
-                    found[name].append(crop_features(maps, matcher.stream.extractor.transform(image.size)))
-            if not self.keep:
-                for name, maps in self.image_rows(loaded.pixels[None], [image.image_id]).items():
-                    found[name].append(maps[0])
+    def _maps(self, group: list[LoadedImage]) -> dict[str, Tensor]:
+        """Per row the features `(B, D, h, w)` of images of one size, each map covering its image."""
+        ids = [loaded.image.image_id for loaded in group]
+        if not self.keep:
+            return self.image_rows(stacked_pixels(group), ids)
+        found = {}
+        for name, matcher in self.image_rows.matchers.items():
+            maps = matcher.features(matcher.stream.bank.tapped(ids))
+            found[name] = crop_features(maps, matcher.stream.extractor.transform(group[0].image.size))
         return found
 
-    def _shares(self, loaded: LoadedImage) -> dict[str, Tensor]:
-        """Per row the class probabilities `(classes, H, W)` of an image, summed over scales and mirroring."""
+    def _shares(self, group: list[LoadedImage]) -> dict[str, Tensor]:
+        """Per row the class probabilities `(B, classes, H, W)` of images of one size, summed over scales and sides."""
         total: dict[str, Tensor] = {}
+        straight = stacked_pixels(group)
         for rows in self._scaled:
             for mirrored in (False, True) if self.flip else (False,):
-                pixels = loaded.pixels.flip(-1) if mirrored else loaded.pixels
-                image_id = f"{loaded.image.image_id}/mirrored" if mirrored else loaded.image.image_id
-                for name, maps in rows(pixels[None], [image_id]).items():
-                    scores = self.heads[name]([maps[0].to(self.device)])[0]
-                    share = enlarged(scores, loaded.image.size).softmax(0)
+                ids = [loaded.image.image_id + ("/mirrored" if mirrored else "") for loaded in group]
+                for name, maps in rows(straight.flip(-1) if mirrored else straight, ids).items():
+                    scores = torch.stack(self.heads[name](maps.to(self.device).unbind()))
+                    share = enlarged(scores, group[0].image.size).softmax(1)
                     share = share.flip(-1) if mirrored else share
                     total[name] = total[name] + share if name in total else share
         return total

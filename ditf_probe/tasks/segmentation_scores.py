@@ -37,14 +37,15 @@ class SegmentationSheet:
         self.device = device
         self.counts = {row: PixelCounts(num_classes).to(device) for row in rows}
 
-    def update(self, loaded: LoadedImage, classes: Mapping[str, Tensor]) -> None:
-        """Adds one image.
+    def update(self, row: str, group: Sequence[LoadedImage], classes: Tensor) -> None:
+        """Adds images of one size.
 
         Args:
-            loaded: The image with its mask.
-            classes: Per row the predicted class of every pixel, `(H, W)`.
+            row: Name of the row.
+            group: The images with their masks.
+            classes: `(B, H, W)` predicted class of every pixel.
         """
-        for row, found in classes.items():
+        for loaded, found in zip(group, classes, strict=True):
             self.counts[row].update(found.to(self.device), loaded.mask.to(self.device), loaded.image.index)
 
     def result(

@@ -100,7 +100,7 @@ def test_scales_and_mirroring_against_a_loop(features: BackboneFeatures, trainer
     data = Halves()
     loaded = LoadedImage(data[0], data.image("halves/0"), data.mask(0))
     with torch.inference_mode():
-        found = tested._shares(loaded)["adaln"]
+        found = tested._shares([loaded])["adaln"][0]
     expected = torch.zeros_like(found)
     for scale in (0.5, 1.0):
         for mirrored in (False, True):
@@ -136,7 +136,12 @@ def test_loss_by_hand() -> None:
     expected = -(torch.tensor([0.25, 0.75, 0.75]).log()).mean()
     torch.testing.assert_close(pixel_cross_entropy([scores], masks), expected)
     assert float(pixel_cross_entropy([scores], [torch.full((2, 2), 255)])) == 0.0
-    assert enlarged(scores, (3, 5)).shape == (2, 3, 5)
+    assert enlarged(scores[None], (3, 5)).shape == (1, 2, 3, 5)
+    mixed = [scores, torch.zeros(2, 3, 2), scores + 1]
+    labels = [masks[0], torch.ones(6, 4, dtype=torch.long), masks[0]]
+    alone = [float(pixel_cross_entropy([one], [mask])) for one, mask in zip(mixed, labels, strict=True)]
+    expected = (3 * alone[0] + 24 * alone[1] + 3 * alone[2]) / 30
+    assert float(pixel_cross_entropy(mixed, labels)) == pytest.approx(expected)
 
 
 def test_refusals(features: BackboneFeatures, trainer: MakeTrainer, tmp_path: Path) -> None:
