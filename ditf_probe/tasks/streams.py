@@ -1,6 +1,7 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,10 @@ from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
+from ditf_probe.features.store import FeatureStore, definition_of
+from ditf_probe.features.stored import StoredBank
 from ditf_probe.geometry import crop_features
-from ditf_probe.tasks.prompts import condition_settings, conditions_for
+from ditf_probe.tasks.prompts import condition_settings, condition_words, conditions_for
 from ditf_probe.tasks.settings import BackboneFeatures
 
 
@@ -87,4 +90,16 @@ class Stream:
         }
 
     def _empty(self) -> FeatureBank:
-        return FeatureBank(self.extractor, dtype=self.settings.bank_dtype, budget_gib=self.settings.bank_gib)
+        settings = self.settings
+        kept: dict[str, Any] = {"dtype": settings.bank_dtype, "budget_gib": settings.bank_gib}
+        if settings.store is None:
+            return FeatureBank(self.extractor, **kept)
+        return StoredBank(self.extractor, self._store, only=settings.store_only, **kept)
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        """The store of these features, opened once."""
+        settings, backbone = self.settings, self.extractor.backbone
+        assert settings.store is not None
+        definition = definition_of(self.extractor, settings.bank_dtype, condition_words(settings))
+        return FeatureStore(settings.store, definition, backbone.name, create=not settings.store_only)

@@ -100,12 +100,7 @@ def write_shard(
     Raises:
         InputError: The disk is full, or the folder cannot be written to.
     """
-    tensors = {
-        f"{index}.{name}": part.contiguous()
-        for index, block in tapped.items()
-        for name in _PARTS
-        if (part := getattr(block, name)) is not None
-    }
+    tensors = _named(tapped)
     header = {
         "address": address,
         "keys": list(keys),
@@ -166,6 +161,21 @@ def problem_of(path: Path, address: str) -> str | None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite; of a tensor without numbers, true. One fast pass."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
+
+
+def _named(tapped: Mapping[int, TappedBlock]) -> dict[str, Tensor]:
+    """The tensors of a shard, none in the memory of another: blocks may share a modulation, a file does not."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for index, block in tapped.items():
+        for name in _PARTS:
+            part = getattr(block, name)
+            if part is not None:
+                part = part.contiguous()
+                place = part.untyped_storage().data_ptr()
+                found[f"{index}.{name}"] = part.clone() if place in seen else part
+                seen.add(place)
+    return found
 
 
 def _row(values: Tensor, row: int) -> Tensor:

@@ -1,0 +1,140 @@
+"""A feature bank over a store on disk: what any run has computed before is read, what is new is written."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ditf_probe.backbones.base import TappedBlock
+from ditf_probe.data.pairs import ImageSource
+from ditf_probe.errors import InputError
+from ditf_probe.features.bank import FeatureBank, nbytes_of, row_of
+from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.store import FeatureStore
+
+
+class StoredBank(FeatureBank):
+    """A bank whose images are in a store, and of which as many stay in memory as fit the budget.
+
+    Images leave memory when others need the room, those first that were asked for longest ago, and come back from the
+    store. So the budget bounds memory and refuses nothing; what must fit is the disk.
+
+    Args:
+        extractor: As in `FeatureBank`.
+        store: Where streams are kept, of the definition of this extractor and dtype.
+        dtype: As in `FeatureBank`.
+        budget_gib: Most memory that streams may take, in GiB; those that are mapped from disk count as well.
+        only: Refuse to compute what the store lacks.
+
+    Raises:
+        InputError: As in `FeatureBank`.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        store: FeatureStore,
+        *,
+        dtype: str = "float32",
+        budget_gib: float = 4.0,
+        only: bool = False,
+    ) -> None:
+        super().__init__(extractor, dtype=dtype, budget_gib=budget_gib)
+        self.store, self.only = store, only
+        self._keys: dict[str, str] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._held = 0
+
+    def __len__(self) -> int:
+        """Number of images that can be asked for."""
+        return len(self._keys)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._keys and self._has(str(image_id))
+
+    def plan(
+        self,
+        dataset: ImageSource,
+        ids: Sequence[str] | None = None,
+        conditions: Callable[[list[str]], Any] | None = None,
+    ) -> dict[str, tuple[int, int]]:
+        """What `fill` would compute; see `FeatureBank.plan`.
+
+        Raises:
+            InputError: An id that the data set does not have, an image of another size than the store has it, too
+                little room on the disk; or, where nothing is to be computed, images that the store lacks.
+        """
+        self.store.refresh()
+        sizes = dataset.image_sizes()
+        names = list(dict.fromkeys(sizes if ids is None else ids))
+        canvases = self._canvases(dataset.name, names, sizes)
+        self._keys |= dict(zip(names, entry_keys(names, conditions), strict=True))
+        self._sizes |= {name: sizes[name] for name in names}
+        missing = {name: canvases[name] for name in names if not self._has(name)}
+        self._check_sizes([name for name in names if name not in missing])
+        if missing and self.only:
+            lacking = f"{self.store.folder} lacks {len(missing)} of {len(names)} images, {next(iter(missing))} first"
+            raise InputError("store_only", True, f"{lacking}; extract them first, or set it to false")
+        if missing:
+            self.store.check_space(self.estimate(list(missing.values())), len(missing))
+        return missing
+
+    def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
+        """Writes the tapped blocks of a batch of planned images, and holds them as long as there is room.
+
+        Raises:
+            InputError: Streams are not finite or too large for the dtype, or they cannot be written.
+        """
+        kept = {index: self._converted(block) for index, block in tapped.items()}
+        self.store.write([self._keys[name] for name in names], [self._sizes[name] for name in names], kept)
+        for row, name in enumerate(names):
+            self._hold(name, {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
+
+    def _entry(self, image_id: str) -> dict[int, TappedBlock]:
+        if image_id in self._blocks:
+            self._blocks[image_id] = self._blocks.pop(image_id)  # to the end: asked for last
+        elif image_id in self:
+            self._hold(image_id, self.store.read(self._keys[image_id], self.extractor.blocks))
+        return super()._entry(image_id)
+
+    def _has(self, image_id: str) -> bool:
+        return image_id in self._blocks or self.store.has(self._keys[image_id], self.extractor.blocks)
+
+    def _hold(self, image_id: str, blocks: dict[int, TappedBlock]) -> None:
+        """Takes an image into memory, the last of all to leave; it stays even where it is larger than the budget."""
+        self._held += _nbytes(blocks) - _nbytes(self._blocks.pop(image_id, {}))
+        self._blocks[image_id] = blocks
+        while self._held > self.budget and len(self._blocks) > 1:
+            self._held -= _nbytes(self._blocks.pop(next(iter(self._blocks))))
+
+    def _check_sizes(self, names: Sequence[str]) -> None:
+        for name in names:
+            there, here = self.store.size(self._keys[name]), self._sizes[name]
+            if there != here:
+                found = f"it is {there[0]} x {there[1]} in {self.store.folder} and {' x '.join(map(str, here))} here"
+                remedy = f"{found}, but ids must mean equal pixels: name another store"
+                raise InputError("ids", name, remedy)
+
+
+def entry_keys(ids: Sequence[str], conditions: Callable[[list[str]], Any] | None) -> list[str]:
+    """Keys of images in a store: the id, and a hash of its condition where there is one.
+
+    Args:
+        ids: Image ids.
+        conditions: From ids to their conditions, as plain values (texts or class labels).
+
+    Raises:
+        InputError: Conditions that are no list of one plain value per image.
+    """
+    found = None if conditions is None else conditions(list(ids))
+    if found is None:
+        return list(ids)
+    if not isinstance(found, list) or len(found) != len(ids) or not all(isinstance(x, str | int) for x in found):
+        raise InputError("conditions", type(found).__name__, "a store takes a list of texts or class labels")
+    digests = {value: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for value in set(found)}
+    return [f"{image_id} {digests[value]}" for image_id, value in zip(ids, found, strict=True)]
+
+
+def _nbytes(blocks: Mapping[int, TappedBlock]) -> int:
+    return sum(map(nbytes_of, blocks.values()))

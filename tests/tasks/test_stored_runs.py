@@ -1,0 +1,99 @@
+"""Runs over a feature store find what runs without one find, bit for bit, and a second run computes nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.errors import InputError
+from ditf_probe.metrics.predictions import COLUMNS
+from ditf_probe.probes import LinearProbe
+from ditf_probe.tasks import CorrespondenceTask, ProbeTask
+from ditf_probe.tasks.settings import BackboneFeatures
+
+ROWS = ["raw", "adaln", "adaln+discard_post", "adaln+debias", "same_position", "rgb", "untrained"]
+Trainer = Callable[..., L.Trainer]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of every pass of a diffusion backbone."""
+    seen: list[int] = []
+    forward = DiffusionBackbone.forward
+
+    def counted(self: Any, images: torch.Tensor, **arguments: Any) -> Any:
+        seen.append(len(images))
+        return forward(self, images, **arguments)
+
+    monkeypatch.setattr(DiffusionBackbone, "forward", counted)
+    return seen
+
+
+def compare(features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, run_dir: Path, **options: Any) -> Any:
+    task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir), **options)
+    trainer().test(task, pairs, verbose=False)
+    return task.result()
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    assert first.settings == second.settings
+    for one, two in zip(first.datasets, second.datasets, strict=True):
+        for a, b in zip(one.rows, two.rows, strict=True):
+            assert a.name == b.name
+            for name in COLUMNS:
+                np.testing.assert_array_equal(getattr(a.predictions, name), getattr(b.predictions, name))
+
+
+@pytest.mark.parametrize("gib", [4.0, 1e-5])
+def test_a_comparison_is_the_same_with_a_store(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path, passes: list[int], gib: float
+) -> None:
+    """Cold and warm, with memory for all images or for one or two."""
+    plain = compare(features, pairs, trainer, tmp_path)
+    kept = replace(features, store=str(tmp_path / "store"), bank_gib=gib)
+    before = len(passes)
+    assert_equal(plain, compare(kept, pairs, trainer, tmp_path))
+    assert len(passes) > before
+    before = len(passes)
+    assert_equal(plain, compare(kept, pairs, trainer, tmp_path))
+    assert_equal(plain, compare(replace(kept, store_only=True), pairs, trainer, tmp_path))
+    assert len(passes) == before, "a warm store runs no model"
+    folders = list((tmp_path / "store").iterdir())
+    names = {path.name.rpartition("-")[0] for path in folders}
+    assert len(folders) == 3, "the model, its untrained control, and colours"
+    assert names == {"FluxTransformer2DModel", "rgb-patches"}
+
+
+def test_training_is_the_same_with_a_store(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
+) -> None:
+    weights = []
+    for store in (None, "store", "store"):
+        torch.manual_seed(0)
+        chosen = replace(features, store=store and str(tmp_path / store), bank_gib=1e-5 if store else 4.0)
+        linear: Any = {"linear": lambda channels, blocks: LinearProbe(channels, blocks, width=4)}
+        task = ProbeTask(chosen, linear, run_dir=str(tmp_path / "run"))
+        trainer(max_epochs=2, num_sanity_val_steps=0).fit(task, pairs)
+        weights.append(task.probes.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
+
+
+def test_a_store_that_lacks_images_is_one_line(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    with pytest.raises(InputError, match="holds no store"):
+        compare(replace(features, store=store, store_only=True), pairs, trainer, tmp_path)
+    compare(replace(features, store=store), pairs, trainer, tmp_path)
+    with pytest.raises(
+        InputError, match=r"holds no such features, the closest are .*: timestep \(200 there, 300 here\)"
+    ):
+        compare(replace(features, store=store, timestep=300, store_only=True), pairs, trainer, tmp_path)
