@@ -234,7 +234,8 @@ def test_what_a_definition_depends_on(planted: Make) -> None:
         address(**changed)
         for changed in (
             {"timestep": 2}, {"timestep": [1]}, {"timestep": [1, 2]}, {"tap": "attention"}, {"ensemble": 2},
-            {"seed": 1}, {"image_size": 8}, {"image_size": [8, 12]}, {"resize": "pad"}, {"multiple": 8}, {"filter": "bilinear"},
+            {"seed": 1}, {"image_size": 8}, {"image_size": [8, 12]}, {"resize": "pad"}, {"multiple": 8},
+            {"filter": "bilinear"},
             {"dtype": "bfloat16"}, {"conditions": {"prompt": ""}}, {"conditions": {"prompt": "a {category}"}},
         )
     ]  # fmt: skip
