@@ -53,6 +53,15 @@ class StoredBank(FeatureBank):
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._keys and self._has(str(image_id))
 
+    @property
+    def planned(self) -> list[str]:
+        """Images that can be asked for, or are yet to be computed."""
+        return list(self._keys)
+
+    def key(self, image_id: str) -> str:
+        """Entry of a planned image in the store."""
+        return self._keys[image_id]
+
     def plan(
         self,
         dataset: ImageSource,
@@ -80,14 +89,22 @@ class StoredBank(FeatureBank):
             self.store.check_space(self.estimate(list(missing.values())), len(missing))
         return missing
 
-    def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
-        """Writes the tapped blocks of a batch of planned images, and holds them as long as there is room.
+    def write(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> dict[int, TappedBlock]:
+        """Writes the tapped blocks of a batch of planned images.
+
+        Returns:
+            What was written: the blocks in CPU memory, in the dtype of the store.
 
         Raises:
             InputError: Streams are not finite or too large for the dtype, or they cannot be written.
         """
         kept = {index: self._converted(block) for index, block in tapped.items()}
-        self.store.write([self._keys[name] for name in names], [self._sizes[name] for name in names], kept)
+        self.store.write([self.key(name) for name in names], [self._sizes[name] for name in names], kept)
+        return kept
+
+    def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
+        """As `write`, and holds the images in memory as long as there is room."""
+        kept = self.write(names, tapped)
         for row, name in enumerate(names):
             self._hold(name, {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
 
