@@ -16,8 +16,7 @@ from ditf_probe.features.store.shards import SUFFIX, Shard, problem_of
 
 _OWN_SHARD = re.compile(r"[0-9a-f]{12}-\d{6,}\.safetensors")
 _OWN_JOURNAL = re.compile(r"[0-9a-f]{12}\.jsonl")
-# Unfinished files: those of `files.replacing`, and those that safetensors writes before it renames them to these.
-_OWN_TEMPORARY = re.compile(r"\.([0-9a-f]{12}-\d{6,}\.safetensors|manifest\.json)\.\w+|\.tmp\w{6}")
+_OWN_TEMPORARY = re.compile(r"\.([0-9a-f]{12}-\d{6,}\.safetensors|manifest\.json)\.\w+")
 _DAY = 86400.0
 
 

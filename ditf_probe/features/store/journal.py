@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 SUFFIX = ".jsonl"
@@ -32,8 +32,9 @@ def append(journal: Path, line: Line) -> None:
 
     A journal is a shortcut: a shard without a line is found by its own header.
     """
+    values = {part.name: getattr(line, part.name) for part in fields(line)}
     with journal.open("ab", buffering=0) as file:
-        file.write(json.dumps(asdict(line), separators=(",", ":")).encode() + b"\n")
+        file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
 
 
 def read(journals: Iterable[Path]) -> dict[str, Line]:

@@ -1,6 +1,5 @@
 """One shard: the tapped blocks of a batch of images in a safetensors file that describes itself."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditf_probe.backbones.base import Norm, TappedBlock
 from ditf_probe.errors import InputError
+from ditf_probe.features.store.writing import checksum, write_safetensors
 from ditf_probe.files import replacing
 
 SUFFIX = ".safetensors"
@@ -31,7 +30,7 @@ class ShardFacts:
         keys: Its entries, in the order of their rows.
         sizes: (height, width) of the original image of each entry.
         blocks: Block index to norm and token grid.
-        checksums: Tensor name to `checksum`.
+        checksums: Tensor name to `writing.checksum`.
     """
 
     address: str
@@ -53,6 +52,7 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._blocks: dict[int, TappedBlock] = {}
         try:
             self._file = safe_open(path, framework="pt")
             self.facts = _parse((self._file.metadata() or {})[_KEY])
@@ -67,10 +67,13 @@ class Shard:
 
     def block(self, index: int) -> TappedBlock:
         """One block of all its images."""
+        if index in self._blocks:
+            return self._blocks[index]
         norm, grid = self.facts.blocks[index]
         parts = {name: self.tensor(f"{index}.{name}") for name in _PARTS if f"{index}.{name}" in self.facts.checksums}
         shift, scale, gate = (parts.get(name) for name in _PARTS[1:])
-        return TappedBlock(parts[_PARTS[0]], shift, scale, gate, norm, grid)
+        self._blocks[index] = TappedBlock(parts[_PARTS[0]], shift, scale, gate, norm, grid)
+        return self._blocks[index]
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the file."""
@@ -100,43 +103,25 @@ def write_shard(
     Raises:
         InputError: The disk is full, or the folder cannot be written to.
     """
-    tensors = _named(tapped)
-    header = {
+    tensors = {
+        f"{index}.{name}": part.contiguous()
+        for index, block in tapped.items()
+        for name in _PARTS
+        if (part := getattr(block, name)) is not None
+    }
+    facts = {
         "address": address,
         "keys": list(keys),
         "sizes": [list(size) for size in sizes],
         "blocks": {str(i): [b.norm.kind, b.norm.eps, list(b.grid)] for i, b in tapped.items()},
-        "checksums": {name: checksum(tensor) for name, tensor in tensors.items()},
     }
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
-            temporary.chmod(0o644)  # safetensors makes the file anew, for the owner alone
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+            write_safetensors(temporary, tensors, lambda sums: {_KEY: json.dumps({**facts, "checksums": dict(sums)})})
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
         remedy = f"cannot be written to ({reason}), free some space or name another folder"
         raise InputError("store", str(path.parent), remedy) from error
-
-
-def checksum(tensor: Tensor) -> str:
-    """A fast checksum against damage, as hexadecimal digits: a hash of the sums of rows and columns of 64-bit words.
-
-    Any damage to one word changes it, and so does moving words about; it is no proof against intent. It reads memory
-    about as fast as it can be read, which SHA-256 or CRC do not.
-
-    Args:
-        tensor: In CPU memory, contiguous.
-    """
-    data = tensor.detach().flatten().view(torch.uint8)
-    if data.storage_offset() % 8:
-        data = data.clone()  # in a shard tensors of two bytes may start anywhere
-    words = data[: len(data) // 8 * 8].view(torch.int64)
-    width = 4096
-    square = words[: len(words) // width * width].reshape(-1, width)
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    for part in (square.sum(0), square.sum(1), words[square.numel() :], data[len(words) * 8 :]):
-        digest.update(part.numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def problem_of(path: Path, address: str) -> str | None:
@@ -161,21 +146,6 @@ def problem_of(path: Path, address: str) -> str | None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite; of a tensor without numbers, true. One fast pass."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
-
-
-def _named(tapped: Mapping[int, TappedBlock]) -> dict[str, Tensor]:
-    """The tensors of a shard, none in the memory of another: blocks may share a modulation, a file does not."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for index, block in tapped.items():
-        for name in _PARTS:
-            part = getattr(block, name)
-            if part is not None:
-                part = part.contiguous()
-                place = part.untyped_storage().data_ptr()
-                found[f"{index}.{name}"] = part.clone() if place in seen else part
-                seen.add(place)
-    return found
 
 
 def _row(values: Tensor, row: int) -> Tensor:
