@@ -127,11 +127,12 @@ class ExtractionTask(L.LightningModule):
     def prepare_data(self) -> None:
         """Encodes the prompts of the images once per node, so that text encoders are gone before the backbone comes."""
         for features in self.features:
+            if features.prompt is None and features.captions is None:
+                continue
             for source in self.images.sources.values():
-                if features.prompt is not None or features.captions is not None:
-                    by_category = CATEGORY in (features.prompt or "") and isinstance(source, PairDataset)
-                    named = image_categories(source) if by_category else {}
-                    encode_image_prompts(features, list(source.image_sizes()), named, self._device_of_rank)
+                pairs = source if isinstance(source, PairDataset) and CATEGORY in (features.prompt or "") else None
+                named = {} if pairs is None else image_categories(pairs)
+                encode_image_prompts(features, list(source.image_sizes()), named, self._device_of_rank)
 
     def setup(self, stage: str) -> None:
         """Tells the data module what to load.

@@ -54,7 +54,7 @@ class Shard:
         self.path = path
         self._blocks: dict[int, TappedBlock] = {}
         try:
-            self._file = safe_open(path, framework="pt")
+            self._file = _mapped(path)
             self.facts = _parse((self._file.metadata() or {})[_KEY])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -146,6 +146,10 @@ def problem_of(path: Path, address: str) -> str | None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite; of a tensor without numbers, true. One fast pass."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
+
+
+def _mapped(path: Path) -> Any:
+    return safe_open(path, framework="pt")
 
 
 def _row(values: Tensor, row: int) -> Tensor:

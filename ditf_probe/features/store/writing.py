@@ -99,4 +99,4 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     data = tensor.detach().flatten().view(torch.uint8)
     if data.storage_offset() % 8 or data.data_ptr() % 8:
         data = data.clone()  # in a file tensors of two bytes may start anywhere
-    yield from data.split(_CHUNK)
+    yield from torch.split(data, _CHUNK)
