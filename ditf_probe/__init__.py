@@ -12,8 +12,10 @@ _HOME = {
     "Backbone": "backbones.base",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
+    "KeypointAveragePrecision": "metrics.average_precision",
     "LayerAggregation": "probes.aggregation",
     "LinearProbe": "probes.linear",
+    "MatchingRule": "matching",
     "PFWillow": "data.willow",
     "Pair": "data.pairs",
     "PairDataModule": "data.datamodule",
@@ -21,12 +23,14 @@ _HOME = {
     "PercentageCorrectKeypoints": "metrics.pck",
     "PromptEmbeddings": "conditions",
     "PromptEncoder": "backbones.prompts",
+    "Protocol": "protocols",
     "StereoMotorcycle": "data.stereo",
     "SyntheticPairs": "data.synthetic",
     "WarpedPhotos": "data.warped",
     "discard_channels": "features.modulation",
     "find_massive_channels": "features.modulation",
     "load_backbone": "backbones.loading",
+    "match_by_rule": "matching",
     "match_keypoints": "matching",
     "modulate": "features.modulation",
 }
@@ -50,10 +54,14 @@ if TYPE_CHECKING:
     from ditf_probe.features.modulation import discard_channels as discard_channels
     from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
     from ditf_probe.features.modulation import modulate as modulate
+    from ditf_probe.matching import MatchingRule as MatchingRule
+    from ditf_probe.matching import match_by_rule as match_by_rule
     from ditf_probe.matching import match_keypoints as match_keypoints
+    from ditf_probe.metrics.average_precision import KeypointAveragePrecision as KeypointAveragePrecision
     from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
     from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
     from ditf_probe.probes.linear import LinearProbe as LinearProbe
+    from ditf_probe.protocols import Protocol as Protocol
 
 
 def __getattr__(name: str) -> Any:

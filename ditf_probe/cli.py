@@ -19,6 +19,7 @@ from ditf_probe.comparison import report, report_from_predictions, report_measur
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable
+from ditf_probe.protocols import Protocol
 from ditf_probe.tasks import CorrespondenceTask, ExtractionTask
 from ditf_probe.tasks.image_task import ImageTask
 
@@ -28,7 +29,8 @@ class DiTFProbeCLI(LightningCLI):
 
     `run_dir` holds `checkpoints/` (fixed, so that `--ckpt_path last` finds them again), `tensorboard/`, `probes/`,
     `pictures/` and the comparison. `--probe FOLDER ...` adds trained probes to a comparison, `--backbone FILE ...`
-    other backbones.
+    other backbones. `--protocol NAME` evaluates as published code does; `--protocol.name NAME --protocol.KNOB VALUE`
+    changes it.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -36,6 +38,7 @@ class DiTFProbeCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of everything this run writes.")
         parser.add_argument("--probe", type=str, nargs="+", default=[], help="Folders of trained probes to compare.")
         parser.add_argument("--backbone", type=str, nargs="+", default=[], help="YAML files of backbones to compare.")
+        parser.add_argument("--protocol", type=str | Protocol, default="default", help="Evaluation protocol.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
@@ -44,6 +47,7 @@ class DiTFProbeCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("probe", "model.init_args.probe_folders")
         parser.link_arguments("backbone", "model.init_args.backbone_files")
+        parser.link_arguments("protocol", "model.init_args.protocol")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, then refuses a folder or a checkpoint that cannot be used, before anything is built."""

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # its threads would not be there after a fork, and be waited for
 
 
 @pytest.fixture(scope="session")

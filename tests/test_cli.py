@@ -57,6 +57,18 @@ def test_train_then_compare_then_recompute(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "comparison.csv").read_bytes() == table
 
 
+def test_a_protocol_is_written_whole(tmp_path: Path) -> None:
+    changed = ["--protocol.name", "geoaware", "--protocol.cells", "16", "--model.init_args.rows", "[adaln]"]
+    evaluate(["test", *TINY, "--run_dir", str(tmp_path), *changed])
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    schema = json.loads((Path(ditf_probe.__file__).parent / "comparison.schema.json").read_text())
+    jsonschema.validate(comparison, schema)
+    protocol = comparison["settings"]["protocol"]
+    assert (protocol["name"], protocol["changed"], protocol["matching"]) == ("geoaware", ["cells"], "window_softargmax")
+    assert comparison["settings"]["scoring"]["strict"]
+    assert comparison["datasets"]["synthetic"]["statistic"] == "per_image"
+
+
 def refused(command: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command ends in."""
     capsys.readouterr()
@@ -79,6 +91,8 @@ def refused(command: Callable[[list[str]], None], words: list[str], capsys: pyte
         (["--probe", "/no/such/probe"], ("probe", "/no/such/probe", "train.py")),
         (["--data.init_args.test.synthetic.init_args.num_pairs", "0"], ("num_pairs", "0")),
         (["--data.init_args.test.warped.init_args.root", "/no/such/folder"], ("root", "/no/such/folder")),
+        (["--protocol", "nope"], ("protocol", "nope", "geoaware")),
+        (["--protocol.name", "dift", "--protocol.window", "4"], ("window", "4")),
         (["--config", "/no/such/config.yaml"], ("/no/such/config.yaml",)),
     ],
 )

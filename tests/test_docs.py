@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.families_table import BEGIN, END, families_table
@@ -38,3 +40,15 @@ def test_paths_that_the_documentation_names_exist() -> None:
         ):
             found = (ROOT / path) if path.startswith("configs") else (ROOT / "ditf_probe" / path)
             assert found.is_file(), f"{page.name} names {path}"
+
+
+def test_example_of_the_metrics_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "metrics.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "metrics.md", "exec"), names)
+    arguments = [names[name] for name in ("predictions", "targets", "visible")]
+    assert names["metric"].compute()["per_point"]["0.10"] == 100
+    dagger = names["PercentageCorrectKeypoints"](alphas=(0.10,), dagger=True)
+    base, index = torch.tensor([100.0]), torch.tensor([0])
+    dagger.update(*arguments, base, index, ["face"], target_visible=names["visible"])
+    assert dagger.compute()["per_point"]["0.10"] == 50

@@ -1,4 +1,5 @@
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,12 +8,15 @@ from PIL import Image
 
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import (
+    WHOLE_CANVAS,
+    Mode,
     Transform,
     axis_coordinates,
     cell_centres,
     crop_features,
     fit,
     grid_coordinates,
+    grid_points,
     prepare_image,
     resize_points,
 )
@@ -33,6 +37,22 @@ def test_grid_cells_have_centres_between_their_pixels():
     assert axis_coordinates(12, 3)[[0, 1, 9]].tolist() == pytest.approx([-0.375, -0.125, 1.875])
 
 
+def test_aligned_grids_put_outermost_centres_on_the_edges():
+    # 5 cells over 20 pixels: aligned, the edges -0.5 and 19.5 are cells 0 and 4, five pixels from cell to cell.
+    edges = torch.tensor([[-0.5, -0.5], [19.5, 11.5], [4.5, 5.5]])
+    assert grid_coordinates(edges, (12, 20), (3, 5), "aligned").tolist() == [[0.0, 0.0], [4.0, 2.0], [1.0, 1.0]]
+    cells = torch.tensor([[0.0, 0.0], [4.0, 2.0], [1.0, 1.0]])
+    assert grid_points(cells, (3, 5), (12, 20), "aligned").tolist() == edges.tolist()
+    assert grid_points(cells, (3, 5), (12, 20), "centre").tolist() == [[1.5, 1.5], [17.5, 9.5], [5.5, 5.5]]
+    assert grid_points(cells, (3, 5), (12, 20), "corner").tolist() == [[-0.5, -0.5], [15.5, 7.5], [3.5, 3.5]]
+
+
+def test_canvas_length_is_that_of_the_longer_side_of_the_image_unless_there_is_padding_along_it():
+    for mode in get_args(Mode):
+        assert fit((375, 500), 840, mode, 14).canvas_length == pytest.approx(500)
+    assert fit((100, 50), (32, 64), "pad", 4).canvas_length == pytest.approx(200)  # 64 pixels at a scale of 0.32
+
+
 @pytest.mark.parametrize(
     ("arguments", "scaled", "canvas", "offset"),
     [
@@ -46,6 +66,13 @@ def test_grid_cells_have_centres_between_their_pixels():
         (((50, 100), 56, "pad", 8), (32, 56), (56, 56), (8, 0)),
         (((100, 50), 64, "pad", 1), (64, 32), (64, 64), (0, 16)),
         (((37, 53), None, "stretch", 16), (32, 48), (32, 48), (0, 0)),
+        (((375, 500), 64, "pad_end", 8), (48, 64), (64, 64), (0, 0)),
+        (((50, 100), 56, "pad_end", 8), (32, 56), (56, 56), (0, 0)),
+        # GeoAware-SC on 840 pixels: 105 rows of padding above, which is seven and a half patches of 14.
+        (((375, 500), 840, "letterbox", 14), (630, 840), (840, 840), (105, 0)),
+        (((500, 333), 840, "letterbox", 14), (840, 559), (840, 840), (0, 140)),
+        (((375, 500), 800, "letterbox_end", 16), (600, 800), (800, 800), (0, 0)),
+        (((375, 500), 800, "letterbox_end", 14), (599, 798), (798, 798), (0, 0)),
     ],
 )
 def test_fit(arguments, scaled, canvas, offset):
@@ -54,28 +81,33 @@ def test_fit(arguments, scaled, canvas, offset):
 
 def test_every_side_is_a_multiple_inside_the_canvas():
     sides = (1, 7, 64, 333, 1000)
-    modes = ("stretch", "keep_aspect", "pad")
+    modes = ("stretch", "keep_aspect", "pad", "pad_end", "letterbox", "letterbox_end")
     for height, width, mode, multiple in itertools.product(sides, sides, modes, (1, 14, 16)):
         transform = fit((height, width), 100, mode, multiple)
         for axis in (0, 1):
             lengths = (transform.scaled[axis], transform.canvas[axis], transform.offset[axis])
-            assert all(length % multiple == 0 for length in lengths)
+            assert all(length % multiple == 0 for length in (lengths[1:2] if mode in WHOLE_CANVAS else lengths))
             assert lengths[0] > 0
             assert lengths[0] + lengths[2] <= lengths[1]
         assert max(transform.canvas) == fit((1, 1), 100, "stretch", multiple).canvas[0]
 
 
-@pytest.mark.parametrize("mode", ["stretch", "keep_aspect", "pad"])
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_round_trip(mode):
     generator = torch.Generator().manual_seed(0)
-    for size in [(375, 500), (37, 1001), (1, 1), (640, 3)]:
-        transform = fit(size, 112, mode, 16)
+
+    def draw(most):
+        return int(torch.randint(1, most + 1, (), generator=generator))
+
+    for _ in range(50):
+        size = (draw(1200), draw(1200))
+        transform = fit(size, draw(900), mode, draw(16))
         points = torch.rand(100, 2, generator=generator) * torch.tensor(size[::-1]) - 0.5
         prepared = transform.apply(points)
         assert prepared.dtype == torch.float32
-        torch.testing.assert_close(transform.invert(prepared), points, atol=1e-3, rtol=0)
+        torch.testing.assert_close(transform.invert(prepared), points, atol=1e-3, rtol=1e-5)
         doubles = points.double()
-        torch.testing.assert_close(transform.invert(transform.apply(doubles)), doubles, atol=1e-10, rtol=0)
+        torch.testing.assert_close(transform.invert(transform.apply(doubles)), doubles, atol=1e-9, rtol=0)
         corners = torch.tensor([[-0.5, -0.5], [size[1] - 0.5, size[0] - 0.5]], dtype=torch.float64)
         (top, left), (height, width) = transform.offset, transform.scaled
         expected = torch.tensor([[left, top], [left + width, top + height]]).double() - 0.5
@@ -84,7 +116,7 @@ def test_round_trip(mode):
 
 def test_points_follow_the_pixels():
     """A bright spot in the image is found where `apply` says: pixels and points move together."""
-    for mode, position in itertools.product(("stretch", "keep_aspect", "pad"), ((20, 30), (61, 99), (3, 80))):
+    for mode, position in itertools.product(get_args(Mode), ((20, 30), (61, 99), (3, 80))):
         image = torch.zeros(3, 75, 110, dtype=torch.uint8)
         image[:, position[1] * 75 // 110 : position[1] * 75 // 110 + 1, position[0]] = 255
         transform = fit((75, 110), (211, 240), mode, 1)
@@ -109,6 +141,11 @@ def test_prepare_image_is_pil_and_pads_with_zeros():
     assert not prepared[:, 12:].any()
     same = prepare_image(image, fit((30, 60), None), "bicubic")
     assert torch.equal(same, image / 255)
+    white = prepare_image(image, fit((30, 60), 16, "letterbox_end", 4), padding=1.0)
+    assert (white[:, 8:] == 1).all()
+    assert not (white[:, :8] == 1).all()
+    with pytest.raises(InputError, match=r"`padding` is 255"):
+        prepare_image(image, transform, padding=255)
 
 
 def test_filters_antialias():

@@ -62,7 +62,7 @@ def load_backbone(
         config: For a single file: a local pipeline folder (for its autoencoder and scheduler too), a transformer
             folder, or the transformer's config.json.
         quantization: "nf4" or "int8" (bitsandbytes, on a GPU), "fp8" (torchao), or "gguf", which `.gguf` files are
-            of themselves. Not run with real quantised weights.
+            of themselves. A folder that was saved quantised says so itself.
         offload: "none", or "model" or "group" for weights that rest in CPU memory, see `apply_offload`.
         **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
             so on; those of timm models are in `load_timm`.

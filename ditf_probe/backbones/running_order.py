@@ -6,6 +6,7 @@ Modules have one order in all models of a class; what a larger one has beside is
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from typing import Any
 
 import diffusers
 import torch
@@ -131,7 +132,7 @@ def _note(paths: set[str], path: str, *_: object) -> None:
 
 def _inputs(transformer: nn.Module, family: Family, space: LatentSpace) -> ModelInputs:
     """An empty image under the null condition."""
-    config = transformer.config
+    config: Any = transformer.config
     patch = family.patch(config, space.channels)
     height, width = (patch * side for side in _GRID)
     label = torch.zeros(1, dtype=torch.int64)

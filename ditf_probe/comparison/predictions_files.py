@@ -4,30 +4,37 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ditf_probe.comparison.attributes_files import attributes_from_csv, attributes_to_csv
 from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
-from ditf_probe.metrics.predictions import COLUMNS, Predictions, unique_rows
+from ditf_probe.metrics.predictions import COLUMNS, KINDS, Predictions, unique_rows
 from ditf_probe.tasks.records import DatasetResult, PairFacts, RowResult, RunResult
 
 FOLDER, MANIFEST = "predictions", "manifest.json"
 FACTS = ("unit", "category", "source_id", "target_id")
-HEADER = ("pair_index", *FACTS, "keypoint", "keypoint_name", *COLUMNS[2:])
+HEADER = ("pair_index", *FACTS, "keypoint", "keypoint_name", "geometry_aware", *COLUMNS[2:])
 
 
 def write_predictions(run_dir: Path, result: RunResult) -> list[Path]:
     """Writes `predictions/<data set>/<row>.csv` and the manifest, each atomically, the manifest last.
 
+    What pairs are marked with beside their category stands in `predictions/<data set>.attributes.csv`.
+
     Returns:
-        The CSV files.
+        The CSV files of the rows.
     """
     files, manifest = [], {}
     for dataset in result.datasets:
-        rows = []
+        attributes, rows = f"{_file_name(dataset.name)}.attributes.csv", []
+        write_text(run_dir / FOLDER / attributes, attributes_to_csv(dataset.pairs))
         for row in dataset.rows:
             name = f"{_file_name(dataset.name)}/{_file_name(row.name)}.csv"
             write_text(run_dir / FOLDER / name, _to_csv(row.predictions, dataset.pairs))
@@ -35,7 +42,7 @@ def write_predictions(run_dir: Path, result: RunResult) -> list[Path]:
             facts = {"name": row.name, "kind": row.kind, "parameters": row.parameters, "notes": list(row.notes)}
             rows.append({**facts, "file": name})
         facts = {"unit": dataset.unit, "statistic": dataset.statistic, "threshold": dataset.threshold}
-        manifest[dataset.name] = {**facts, "rows": rows}
+        manifest[dataset.name] = {**facts, "attributes": attributes, "rows": rows}
     text = json.dumps({"datasets": manifest, "settings": result.settings}, indent=2)
     write_text(run_dir / FOLDER / MANIFEST, text + "\n")
     return files
@@ -70,6 +77,8 @@ def _read_dataset(folder: Path, name: str, facts: dict[str, Any]) -> DatasetResu
         predictions, own = _from_csv(folder / row["file"])
         pairs |= own
         rows.append(RowResult(row["name"], row["kind"], predictions, row["parameters"], tuple(row["notes"])))
+    attributes = attributes_from_csv(folder / facts["attributes"])
+    pairs = {index: replace(found, attributes=attributes.get(index, {})) for index, found in pairs.items()}
     return DatasetResult(name, facts["unit"], facts["statistic"], facts["threshold"], pairs, rows)
 
 
@@ -77,43 +86,82 @@ def _to_csv(predictions: Predictions, pairs: dict[int, PairFacts]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    numbers = [getattr(predictions, name) for name in COLUMNS[2:]]
+    columns = [_cells(getattr(predictions, name)) for name in COLUMNS[2:]]
     for i, (pair_index, keypoint) in enumerate(zip(predictions.pair_index, predictions.keypoint, strict=True)):
         facts = pairs[int(pair_index)]
         name = facts.keypoint_names[keypoint] if keypoint < len(facts.keypoint_names) else ""
-        # numpy prints the shortest text that reads back as the same float32.
-        values = ["" if math.isnan(column[i]) else str(column[i]) for column in numbers]
+        values = [int(keypoint in facts.geometry_aware), *(column[i] for column in columns)]
         writer.writerow([pair_index, *(getattr(facts, fact) for fact in FACTS), keypoint, name, *values])
     return text.getvalue()
 
 
+def _cells(column: NDArray[Any]) -> list[str]:
+    """Numbers as text; nothing for NaN and for no keypoint."""
+    if column.dtype == np.bool_:
+        return [str(int(value)) for value in column]
+    if column.dtype == np.int64:
+        return [str(value) if value >= 0 else "" for value in column]
+    # numpy prints the shortest text that reads back as the same float32.
+    return ["" if math.isnan(value) else str(value) for value in column]
+
+
 def _from_csv(path: Path) -> tuple[Predictions, dict[int, PairFacts]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != HEADER:
-            raise InputError("--from-predictions", str(path), f"must have the columns {', '.join(HEADER)}")
-        lines = list(reader)
+    lines = list(_lines(path))
     pairs: dict[int, PairFacts] = {}
     names: dict[int, dict[int, str]] = {}
+    twins: dict[int, list[int]] = {}
     for number, line in enumerate(lines, start=2):
         try:
             index, keypoint = int(line["pair_index"]), int(line["keypoint"])
             names.setdefault(index, {})[keypoint] = line["keypoint_name"]
+            twins.setdefault(index, []).extend([keypoint] * _flag(line["geometry_aware"]))
             pairs[index] = PairFacts(line["unit"], line["category"], line["source_id"], line["target_id"])
-            bad = [c for c in COLUMNS[2:] if c != "similarity" and not math.isfinite(float(line[c]))]
+            bad = _bad_column(line)
         except (TypeError, ValueError) as error:
             raise InputError("--from-predictions", f"{path}:{number}", "is not a line of predictions") from error
         if bad:
-            raise InputError("--from-predictions", f"{path}:{number}", f"{bad[0]} must be a finite number")
-    columns = {c: np.array([line[c] or "nan" for line in lines], dtype=np.float32) for c in COLUMNS[2:]}
-    integers = {c: np.array([line[c] for line in lines], dtype=np.int64) for c in COLUMNS[:2]}
-    return unique_rows(integers | columns), {index: _named(facts, names[index]) for index, facts in pairs.items()}
+            raise InputError("--from-predictions", f"{path}:{number}", f"{bad} must be a finite number")
+    columns = {name: _column([line[name] for line in lines], kind) for name, kind in KINDS.items()}
+    facts = {index: _named(found, names[index], twins[index]) for index, found in pairs.items()}
+    return unique_rows(columns), facts
 
 
-def _named(facts: PairFacts, names: dict[int, str]) -> PairFacts:
-    """Facts with the names of the keypoints that are in the file; others are empty."""
+def _lines(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in HEADER if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                "--from-predictions", str(path), f"lacks the columns {', '.join(missing)}; run the test again"
+            )
+        yield from reader
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
+def _bad_column(line: dict[str, str]) -> str | None:
+    """The first column that lacks a number it must have; of what the target does not show, no more than the match."""
+    due = ["x", "y"]
+    if _flag(line["present"]):
+        due += ["true_x", "true_y", "threshold_base", "nearest"]
+    _flag(line["accepted"])
+    return next((name for name in due if not math.isfinite(float(line[name] or "nan"))), None)
+
+
+def _column(cells: list[str], kind: type[Any]) -> NDArray[Any]:
+    if kind is np.float32:
+        return np.array([cell or "nan" for cell in cells], dtype=np.float32)
+    return np.array([cell or "-1" for cell in cells], dtype=np.int64).astype(kind)
+
+
+def _named(facts: PairFacts, names: dict[int, str], geometry_aware: list[int]) -> PairFacts:
+    """Facts with what the file says of the keypoints; names of those that are not in it are empty."""
     known = tuple(names.get(row, "") for row in range(max(names) + 1)) if any(names.values()) else ()
-    return PairFacts(facts.unit, facts.category, facts.source_id, facts.target_id, known)
+    return replace(facts, keypoint_names=known, geometry_aware=tuple(sorted(geometry_aware)))
 
 
 def _file_name(name: str) -> str:

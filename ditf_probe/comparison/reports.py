@@ -6,15 +6,16 @@ from typing import Any
 
 from rich.console import Console
 
+from ditf_probe.comparison.csv_files import breakdowns_to_csv, to_csv
 from ditf_probe.comparison.predictions_files import FOLDER, read_predictions, write_predictions
 from ditf_probe.comparison.summary import summarise
-from ditf_probe.comparison.tables import tables, to_csv
+from ditf_probe.comparison.tables import tables
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.tasks.records import RunResult
 
 
 def report(result: RunResult, run_dir: Path) -> dict[str, Any]:
-    """Writes predictions, `comparison.json` and `comparison.csv` of a finished test, and prints its tables.
+    """Writes predictions, `comparison.json` and its two CSV files of a finished test, and prints its tables.
 
     Args:
         result: What the test left behind.
@@ -41,6 +42,7 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
     comparison = summarise(result)
     write_text(run_dir / "comparison.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     write_text(run_dir / "comparison.csv", to_csv(comparison))
+    write_text(run_dir / "breakdowns.csv", breakdowns_to_csv(comparison))
     console = Console()
     # Piped output has no width of its own; a wrapped table is unreadable.
     console = console if console.is_terminal else Console(width=150)
@@ -48,6 +50,7 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
         console.print(table)
         console.print()
     console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+    console.print(f"by category {run_dir / 'breakdowns.csv'}", soft_wrap=True)
     console.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
     if (run_dir / "pictures").is_dir():
         console.print(f"pictures    {run_dir / 'pictures'}", soft_wrap=True)

@@ -1,44 +1,22 @@
 """From predictions to the numbers of a comparison: a pure function of what a test left behind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ditf_probe.errors import InputError
+from ditf_probe.comparison.breakdowns import breakdowns
+from ditf_probe.comparison.keypoints import DECIMALS, Keypoints, Scores, rounded, shared_keypoints
+from ditf_probe.comparison.measures import measures
+from ditf_probe.comparison.scoring import Scoring, judge
 from ditf_probe.metrics.intervals import percentile_interval, resampled_scores, unit_count
-from ditf_probe.metrics.pck import ALPHAS, alpha_key, pck_counts, pck_scores
-from ditf_probe.metrics.predictions import Predictions
+from ditf_probe.metrics.pck import alpha_key, pck_scores
+from ditf_probe.metrics.predictions import Booleans, Integers
 from ditf_probe.tasks.records import DatasetResult, PairFacts, RowResult, RunResult
 
 REFERENCE, POSITION = "adaln", "same_position"
-DECIMALS = 4  # of percentages in files
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How predictions are scored.
-
-    Attributes:
-        alphas: PCK thresholds as fractions.
-        alpha: The one that intervals and differences refer to.
-        strict: Compare with `<` instead of `<=`.
-        resamples: Bootstrap resamples.
-        seed: Of the bootstrap.
-    """
-
-    alphas: tuple[float, ...] = ALPHAS
-    alpha: float = 0.10
-    strict: bool = False
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.alpha not in self.alphas:
-            raise InputError("alphas", list(self.alphas), f"name {self.alpha:g} among them, intervals refer to it")
 
 
 def summarise(result: RunResult) -> dict[str, Any]:
@@ -63,36 +41,21 @@ def summarise_dataset(dataset: DatasetResult, scoring: Scoring) -> dict[str, Any
     `subsets.distinct`.
     """
     everything = _block(dataset, scoring)
-    distinct = distinct_pairs(dataset.pairs)
-    if len(distinct) < len(dataset.pairs):
+    first = dataset.rows[0].predictions
+    counted = {int(index): dataset.pairs[int(index)] for index in first.pair_index[first.present]}
+    distinct = distinct_pairs(counted)
+    if 0 < len(distinct) < len(counted):
         everything["subsets"] = {"distinct": _block(dataset, scoring, distinct)}
     return everything
 
 
-def distinct_pairs(pairs: dict[int, PairFacts]) -> list[int]:
+def distinct_pairs(pairs: Mapping[int, PairFacts]) -> list[int]:
     """Indices of the pairs of two different images, the first of those with the same source and target."""
     first: dict[tuple[str, str], int] = {}
     for index, facts in sorted(pairs.items()):
         if facts.source_id != facts.target_id:
             first.setdefault((facts.source_id, facts.target_id), index)
     return sorted(first.values())
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """Counts of N pairs for M rows.
-
-    Attributes:
-        units: N names of sampling units.
-        categories: N names.
-        points: `(N,)` visible keypoints.
-        correct: `(M, N, A)` correct ones.
-    """
-
-    units: list[str]
-    categories: list[str]
-    points: NDArray[np.int64]
-    correct: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -121,40 +84,66 @@ class _Intervals:
 
 
 def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | None = None) -> dict[str, Any]:
-    counts = _count(dataset, scoring, indices)
-    scores = [pck_scores(counts.points, correct, counts.categories, scoring.alphas) for correct in counts.correct]
-    key = alpha_key(scoring.alpha)
+    keypoints = shared_keypoints(dataset, indices)
+    points, present = keypoints.counts(keypoints.present), keypoints.present
+    found = {row.name: row.predictions.where(keypoints.rows) for row in dataset.rows}
+    judged = {name: judge(predictions, scoring) for name, predictions in found.items()}
+    correct = {name: keypoints.correct(present, judgement.correct) for name, judgement in judged.items()}
+    categories = [facts.category for facts in keypoints.pairs]
+    scores = {name: pck_scores(points, counts, categories, scoring.alphas) for name, counts in correct.items()}
+    intervals = _intervals(dataset, keypoints, scores, correct, scoring)
+    best = _best(dataset, intervals.values)
+    rows = []
+    for row in dataset.rows:
+        more = measures(keypoints, found[row.name], judged[row.name], scoring)
+        rows.append(_row(row, scores[row.name], intervals, best) | more)
+    return {
+        "unit": dataset.unit,
+        "n": unit_count([facts.unit for facts in keypoints.pairs], points),
+        "pairs": int((points > 0).sum()),
+        "keypoints": int(points.sum()),
+        "hidden_keypoints": int((~present).sum()),
+        "geometry_aware": _extent(keypoints, keypoints.geometry_aware),
+        "statistic": dataset.statistic,
+        "threshold": dataset.threshold,
+        "rows": rows,
+        "breakdowns": breakdowns(keypoints.pairs, points, correct, scoring.alphas),
+    }
+
+
+def _extent(keypoints: Keypoints, which: Booleans) -> dict[str, int]:
+    """How many pairs and keypoints a subset has."""
+    counts = keypoints.counts(which)
+    return {"pairs": int((counts > 0).sum()), "keypoints": int(counts.sum())}
+
+
+def _intervals(
+    dataset: DatasetResult,
+    keypoints: Keypoints,
+    scores: Mapping[str, Scores],
+    correct: Mapping[str, Integers],
+    scoring: Scoring,
+) -> _Intervals:
+    position = scoring.alphas.index(scoring.alpha)
+    own = np.stack([counts[:, position] for counts in correct.values()], axis=1)
     resampled = resampled_scores(
-        counts.units,
-        counts.points,
-        counts.correct[:, :, scoring.alphas.index(scoring.alpha)].T,
+        [facts.unit for facts in keypoints.pairs],
+        keypoints.counts(keypoints.present),
+        own,
         statistic=dataset.statistic,
         resamples=scoring.resamples,
         seed=scoring.seed,
     )
-    values = [score[dataset.statistic][key] for score in scores]
-    intervals = _Intervals([row.name for row in dataset.rows], values, resampled)
-    return {
-        "unit": dataset.unit,
-        "n": unit_count(counts.units, counts.points),
-        "pairs": len(counts.points),
-        "keypoints": int(counts.points.sum()),
-        "statistic": dataset.statistic,
-        "threshold": dataset.threshold,
-        "rows": [
-            _row(row, score, intervals, _best(dataset, values)) for row, score in zip(dataset.rows, scores, strict=True)
-        ],
-    }
+    key = alpha_key(scoring.alpha)
+    return _Intervals(list(scores), [score[dataset.statistic][key] for score in scores.values()], resampled)
 
 
-def _row(
-    row: RowResult, scores: dict[str, dict[str, float]], intervals: _Intervals, best: str | None
-) -> dict[str, Any]:
+def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -> dict[str, Any]:
     against_position = intervals.delta(row.name, POSITION if row.kind != "control" else None)
     return {
         "name": row.name,
         "kind": row.kind,
-        "pck": {average: {k: round(v, DECIMALS) for k, v in values.items()} for average, values in scores.items()},
+        "pck": rounded(pck),
         "ci95": intervals.of(row.name),
         "delta": intervals.delta(row.name, REFERENCE),
         "delta_same_position": against_position,
@@ -179,37 +168,6 @@ def _beaten(delta: dict[str, Any] | None) -> list[str]:
     if delta["ci95"] is not None and delta["ci95"][0] <= 0:
         return ["not clearly above same position"]
     return []
-
-
-def _count(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | None) -> _Counts:
-    first = dataset.rows[0].predictions if dataset.rows else None
-    if first is None or not len(first):
-        raise InputError(f"test.{dataset.name}", "no predictions", "give pairs with a keypoint visible in both images")
-    for row in dataset.rows:
-        own = row.predictions
-        for name in ("pair_index", "keypoint", "true_x", "true_y", "threshold_base"):
-            if not np.array_equal(getattr(own, name), getattr(first, name)):
-                raise InputError(
-                    f"{dataset.name}/{row.name}", name, "rows must be over the same keypoints, test them in one run"
-                )
-    chosen = np.ones(len(first), dtype=bool) if indices is None else np.isin(first.pair_index, indices)
-    pairs, pair = np.unique(first.pair_index[chosen], return_inverse=True)
-    points = np.bincount(pair, minlength=len(pairs))
-    correct = np.zeros((len(dataset.rows), len(pairs), len(scoring.alphas)), dtype=np.int64)
-    for row, counted in zip(dataset.rows, correct, strict=True):
-        np.add.at(counted, pair, correct_keypoints(row.predictions, scoring)[chosen])
-    facts = [dataset.pairs[int(index)] for index in pairs]
-    return _Counts([f.unit for f in facts], [f.category for f in facts], points, correct)
-
-
-def correct_keypoints(predictions: Predictions, scoring: Scoring) -> NDArray[np.int64]:
-    """Whether each keypoint is correct at each threshold: `(R, A)`, 0 or 1."""
-    found = torch.from_numpy(np.stack([predictions.x, predictions.y], axis=1))[:, None]
-    truth = torch.from_numpy(np.stack([predictions.true_x, predictions.true_y], axis=1))[:, None]
-    visible = torch.ones(len(found), 1, dtype=torch.bool)
-    base = torch.from_numpy(predictions.threshold_base)
-    _, correct = pck_counts(found, truth, visible, base, scoring.alphas, strict=scoring.strict)
-    return correct.numpy()
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:

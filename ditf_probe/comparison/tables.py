@@ -1,63 +1,34 @@
-"""A comparison for people: one rich table per data set, and the same rows as CSV."""
+"""A comparison for people: rich tables of each data set."""
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
+from ditf_probe.comparison.csv_files import alphas_of, with_subsets
+from ditf_probe.comparison.measure_tables import breakdown_tables, measure_table
+from ditf_probe.comparison.table_parts import STYLES, WORDS, interval_text
 from ditf_probe.metrics.pck import alpha_key
-
-_STYLES = {"zero-shot": "", "probe": "bold", "control": "dim"}
-_WORDS = {"per_point": "per point", "per_image": "per image"}
 
 
 def tables(comparison: dict[str, Any]) -> Iterator[Table]:
-    """One table per data set.
+    """The scores of each data set and its subsets; under a whole data set also its other measures and break-downs.
 
     Args:
-        comparison: As `compare` returns it.
+        comparison: As `summarise` returns it.
     """
-    alpha = float(comparison["settings"]["scoring"]["alpha"])
-    for name, dataset in _with_subsets(comparison):
-        yield _table(name, dataset, alpha)
+    key = alpha_key(float(comparison["settings"]["scoring"]["alpha"]))
+    alphas = alphas_of(comparison)
+    for name, dataset in with_subsets(comparison):
+        yield _table(name, dataset, alphas, key)
+        if name in comparison["datasets"]:
+            yield measure_table(name, dataset, key)
+            yield from breakdown_tables(name, dataset, key)
 
 
-def to_csv(comparison: dict[str, Any]) -> str:
-    """Every number of every row of every data set, one line per row and average."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    alphas = _alphas(next(iter(comparison["datasets"].values())))
-    head = ("dataset", "row", "kind", "average", *(f"pck@{alpha}" for alpha in alphas))
-    writer.writerow((*head, "ci95_low", "ci95_high", "delta", "delta_low", "delta_high", "parameters", "notes"))
-    for name, dataset in _with_subsets(comparison):
-        for row in dataset["rows"]:
-            for average, scores in row["pck"].items():
-                primary = average == dataset["statistic"]
-                interval = (row["ci95"] or ("", "")) if primary else ("", "")
-                delta: dict[str, Any] = (row["delta"] if primary else None) or {"value": "", "ci95": None}
-                spread = delta["ci95"] or ("", "")
-                values = (*(scores[alpha] for alpha in alphas), *interval, delta["value"], *spread)
-                facts = (row["parameters"], "; ".join(row["notes"]))
-                writer.writerow((name, row["name"], row["kind"], average, *values, *facts))
-    return text.getvalue()
-
-
-def _with_subsets(comparison: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, dataset in comparison["datasets"].items():
-        yield name, dataset
-        for subset, values in dataset.get("subsets", {}).items():
-            yield f"{name}, {subset} pairs", values
-
-
-def _alphas(dataset: dict[str, Any]) -> list[str]:
-    return list(dataset["rows"][0]["pck"]["per_point"])
-
-
-def _table(name: str, dataset: dict[str, Any], alpha: float) -> Table:
-    statistic, key = dataset["statistic"], alpha_key(alpha)
-    caption = f"{_WORDS[statistic]}, threshold alpha x {dataset['threshold']}; "
+def _table(name: str, dataset: dict[str, Any], alphas: list[str], key: str) -> Table:
+    statistic = dataset["statistic"]
+    caption = f"{WORDS[statistic]}, threshold alpha x {dataset['threshold']}; "
     if dataset["n"] < 2:
         caption += f"one {dataset['unit']}: no interval"
     else:
@@ -65,12 +36,12 @@ def _table(name: str, dataset: dict[str, Any], alpha: float) -> Table:
     title = f"{name}: {dataset['pairs']} pairs, {dataset['keypoints']} keypoints"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", no_wrap=True)
-    for column in (*(f"@{alpha}" for alpha in _alphas(dataset)), f"@{key} 95%", "to adaln", "95%", "parameters"):
+    for column in (*(f"@{alpha}" for alpha in alphas), f"@{key} 95%", "to adaln", "95%", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("notes")
     best = max((row["pck"][statistic][key] for row in dataset["rows"]), default=0.0)
     for row in dataset["rows"]:
-        table.add_row(*_cells(row, statistic, key, best), style=_STYLES[row["kind"]])
+        table.add_row(*_cells(row, statistic, key, best), style=STYLES[row["kind"]])
     return table
 
 
@@ -78,16 +49,12 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
     yield row["name"]
     for alpha, score in row["pck"][statistic].items():
         yield f"[green]{score:.1f}[/]" if alpha == key and score == best else f"{score:.1f}"
-    yield _interval(row["ci95"])
+    yield interval_text(row["ci95"])
     delta = None if row["delta"] is None or row["name"] == row["delta"]["reference"] else row["delta"]
     yield f"{delta['value']:+.1f}" if delta else ""
-    yield _interval(delta["ci95"], "+") if delta else ""
+    yield interval_text(delta["ci95"], "+") if delta else ""
     yield f"{row['parameters']:,}" if row["parameters"] else "0"
     gain = row["delta_best_zero_shot"]
-    spread = f" ({_interval(gain['ci95'], '+')})" if gain and gain["ci95"] else ""
+    spread = f" ({interval_text(gain['ci95'], '+')})" if gain and gain["ci95"] else ""
     words = [f"{gain['value']:+.1f}{spread} to {gain['reference']}, the best zero-shot row"] if gain else []
     yield "; ".join([*words, *row["notes"]])
-
-
-def _interval(interval: list[float] | None, sign: str = "") -> str:
-    return "" if interval is None else f"{interval[0]:{sign}.1f} to {interval[1]:{sign}.1f}"

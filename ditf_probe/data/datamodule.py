@@ -7,6 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ditf_probe.data.pairs import Pair, PairDataset
+from ditf_probe.data.per_category import PairsPerCategory
 from ditf_probe.errors import InputError
 
 PairLoader = DataLoader[Pair]  # torch types a loader by the elements of its data set; batches are lists of them
@@ -50,6 +51,7 @@ class PairDataModule(L.LightningDataModule):
         if num_workers < 0:
             raise InputError("num_workers", num_workers, "use 0 or more")
         self.train, self.val, self.test = train, val, dict(test or {})
+        self._whole = dict(self.test)
         self.calibration = train if calibration is None else calibration
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
@@ -69,6 +71,13 @@ class PairDataModule(L.LightningDataModule):
         for argument, dataset in (given | {"calibration": self.calibration}).items():
             if dataset is not None:
                 _require(argument, dataset)
+
+    def limit_test(self, per_category: int, seed: int = 0) -> None:
+        """Tests on at most so many pairs of each category of every test set; 0 tests on all of them again."""
+        self.test = {
+            name: PairsPerCategory(dataset, per_category, seed) if per_category else dataset
+            for name, dataset in self._whole.items()
+        }
 
     def train_dataloader(self) -> PairLoader:
         """Batches of training pairs, shuffled."""

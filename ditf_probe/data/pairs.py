@@ -4,12 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
+
+Threshold = Literal["bbox", "keypoints", "image", "canvas"]
+"""What PCK thresholds can be relative to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class PairDataset(Dataset[Pair], ABC):
     Attributes:
         name: Key of the data set in results.
         unit: What the sampling units are, in words ("instance pair", "photo", "set").
-        threshold: What PCK thresholds are relative to: "bbox", "keypoints" or "image".
+        threshold: What PCK thresholds are relative to: "bbox", "keypoints", "image" or "canvas".
         problems: Records that were left out because they are damaged, where the data set was told to keep going.
     """
 
@@ -135,28 +138,34 @@ class PairDataset(Dataset[Pair], ABC):
         return {side.image_id: side.size for pair in pairs for side in (pair.source, pair.target)}
 
 
-def threshold_base(pair: Pair, kind: str) -> float:
-    """Length in target pixels that PCK thresholds are relative to (protocols: longer side of a box).
+def threshold_base(pair: Pair, kind: str, canvas: float | None = None) -> float:
+    """Length in target pixels that PCK thresholds are relative to: the longer side of a box.
 
     Args:
         pair: The pair.
-        kind: "bbox" (object box of the target), "keypoints" (extent of the target keypoints that
-            are visible in both images) or "image" (the target image).
+        kind: "bbox" (object box of the target), "keypoints" (extent of the target keypoints that are visible in both
+            images), "image" (the target image) or "canvas" (the padded input of the model: GeoAware-SC on PF-PASCAL).
+            Old code took the extent of the keypoints with the -1 of missing ones among them, which inflates it; that is
+            not reproduced.
+        canvas: Longer side of the padded input, in pixels of the original target image; without padding the image
+            itself is the canvas.
 
     Returns:
-        The longer side, in pixels of the original target image; NaN where nothing is visible.
+        The longer side, in pixels of the original target image; NaN where "keypoints" has nothing to span.
+
+    Raises:
+        InputError: An unknown kind.
     """
-    if kind == "image":
+    check_choice("threshold", kind, Threshold)
+    if kind == "canvas" and canvas is not None:
+        return float(canvas)
+    if kind in ("image", "canvas"):
         return float(max(pair.target.size))
     if kind == "bbox":
         x0, y0, x1, y1 = pair.target.bbox.tolist()
         return float(max(x1 - x0, y1 - y0))
-    if kind == "keypoints":
-        points = pair.target.keypoints[pair.visible]
-        if not len(points):
-            return float("nan")
-        return float((points.amax(0) - points.amin(0)).max())
-    raise ValueError(f"`kind` must be one of ('bbox', 'keypoints', 'image') but got {kind!r}")
+    points = pair.target.keypoints[pair.visible]
+    return float((points.amax(0) - points.amin(0)).max()) if len(points) else float("nan")
 
 
 def check_range(name: str, value: int, least: int, most: int | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ditf_probe.data.problems import Problems
 from ditf_probe.errors import InputError
 
 SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -23,12 +24,13 @@ _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def list_photos(root: str | Path, argument: str = "root") -> list[Path]:
+def list_photos(root: str | Path, argument: str = "root", problems: Problems | None = None) -> list[Path]:
     """Every photo under a folder, at any depth, sorted by path.
 
     Args:
         root: The folder. Hidden files and folders are left out.
         argument: Name of the user's argument, for the error.
+        problems: Collects files whose names are not UTF-8; without it they raise.
 
     Raises:
         InputError: If the folder does not exist or holds no photo.
@@ -39,10 +41,27 @@ def list_photos(root: str | Path, argument: str = "root") -> list[Path]:
     relative = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     # Sorted by parts: the order must not depend on the file system, and "a/z" comes before "a-b/c" everywhere.
     names = sorted((p for p in relative if not any(part.startswith(".") for part in p.parts)), key=lambda p: p.parts)
-    photos = [folder / name for name in names if (folder / name).is_file()]
+    photos, problems = [], problems or Problems()
+    for name in names:
+        with problems.record():
+            if (folder / name).is_file():
+                check_name(folder / name)
+                photos.append(folder / name)
     if not photos:
         raise InputError(argument, str(root), f"holds no photo; give a folder with files ending in {_endings()}")
     return photos
+
+
+def check_name(path: Path) -> None:
+    """Refuses a file whose name cannot stand in results.
+
+    Raises:
+        InputError: The name of the file or of its folder is not UTF-8.
+    """
+    try:
+        f"{path.parent.name}/{path.name}".encode()
+    except UnicodeEncodeError as error:
+        raise InputError("image", str(path), "its name is not UTF-8; rename the file or its folder") from error
 
 
 def read_photo(path: str | Path) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ditf_probe.data.masks import read_values
 from ditf_probe.data.photos import list_photos, photo_size, read_photo
 from ditf_probe.data.problems import Problems
 from ditf_probe.errors import InputError
@@ -85,9 +85,10 @@ class MaskFolder(MaskDataset):
     A mask is an image of one channel (grey or palette) whose values are classes.
 
     Args:
-        images: Folder of images, searched at any depth.
-        masks: Folder of masks.
+        root: The folder of both.
         classes: Names of the classes, or their number.
+        images: Folder of images below `root`, searched at any depth.
+        masks: Folder of masks below `root`.
         first_value: The mask value of class 0: 1 where 0 means "other", as in ADE20K. Lower values count nowhere.
         ignore: Further mask values that count nowhere.
         name: Key of the data set in results.
@@ -100,9 +101,10 @@ class MaskFolder(MaskDataset):
 
     def __init__(
         self,
-        images: str | Path,
-        masks: str | Path,
-        classes: Sequence[str] | int,
+        root: str | Path,
+        classes: list[str] | int,
+        images: str = "images",
+        masks: str = "masks",
         first_value: int = 0,
         ignore: Sequence[int] = (IGNORE,),
         name: str = "masks",
@@ -114,8 +116,8 @@ class MaskFolder(MaskDataset):
         if not 0 < len(self.class_names) <= IGNORE:
             raise InputError("classes", classes, f"name 1 to {IGNORE} classes")
         self.first_value, self.ignore = first_value, tuple(ignore)
-        found = _masks_by_stem(Path(masks).expanduser())
-        folder = Path(images).expanduser()
+        folder = Path(root).expanduser() / images
+        found = _masks_by_stem(Path(root).expanduser() / masks)
         problems = Problems(keep_going)
         self._items: list[tuple[MaskedImage, Path, Path]] = []
         for file in list_photos(folder, "images"):
@@ -159,7 +161,7 @@ class MaskFolder(MaskDataset):
         return tuple(file for _, image, mask in self._items for file in (image, mask))
 
     def _read(self, file: Path, size: tuple[int, int]) -> Tensor:
-        values = _read_values(file)
+        values = read_values(file)
         if values.shape != size:
             raise InputError("masks", str(file), f"is {values.shape} and its image {size}, give one class per pixel")
         classes = values - self.first_value
@@ -195,9 +197,10 @@ class ADE20K(MaskFolder):
         folder = inner if inner.is_dir() else folder
         self.split = split
         super().__init__(
-            folder / "images" / split,
-            folder / "annotations" / split,
+            folder,
             _ade_classes(folder / "objectInfo150.txt"),
+            images=f"images/{split}",
+            masks=f"annotations/{split}",
             first_value=1,
             ignore=(),
             name="ade20k",
@@ -229,19 +232,3 @@ def _common_size(image: Path, mask: Path) -> tuple[int, int]:
     if size != own:
         raise InputError("masks", str(mask), f"is {own} and its image {size}, give one class per pixel")
     return size
-
-
-def _read_values(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Values of a mask of one channel; palettes are not resolved to colours."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if len(image.getbands()) != 1 or image.mode == "F":
-                raise InputError(
-                    "masks", str(file), f"has mode {image.mode}, save classes as one channel of whole numbers"
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("masks", str(file), "no image or a damaged one; replace or remove the file") from error

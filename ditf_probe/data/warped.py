@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditf_probe.data.pairs import Pair, PairDataset, Side, check_range
 from ditf_probe.data.photos import builtin_photos, list_photos
+from ditf_probe.data.problems import Problems
 from ditf_probe.data.views import Photo, Views, change_colours, draw_views, load_photo
 from ditf_probe.data.warps import pixel_grid
 from ditf_probe.errors import InputError
@@ -43,6 +44,8 @@ class WarpedPhotos(PairDataset):
         split: Which photos to take.
         strength: Scales rotation, shift, perspective and bending; 1 moves the average keypoint by
             about a quarter of the view.
+        keep_going: Leave out photos whose names are not UTF-8 and list them in `problems`. Pixels are read pair by
+            pair; `ditf-probe verify photos FOLDER --decode` finds damaged files beforehand.
 
     Raises:
         InputError: If an argument is out of range or a folder or photo cannot be used.
@@ -61,6 +64,7 @@ class WarpedPhotos(PairDataset):
         seed: int = 0,
         split: Literal["all", "train", "val", "test"] = "all",
         strength: float = 1.0,
+        keep_going: bool = False,
     ) -> None:
         check_range("num_pairs", num_pairs, 0)
         check_range("image_size", image_size, 32)
@@ -70,13 +74,16 @@ class WarpedPhotos(PairDataset):
             raise InputError("strength", strength, "use a number above 0 and at most 1.5")
         if split not in _PARTS:
             raise InputError("split", split, f"choose from {', '.join(_PARTS)}")
-        photos = builtin_photos() if root is None else list_photos(root)
+        problems = Problems(keep_going)
+        photos = builtin_photos() if root is None else list_photos(root, problems=problems)
         self._photos = [photo for i, photo in enumerate(photos) if i % 5 in _PARTS[split]]
         if not self._photos:
             raise InputError("split", split, f'no photo among {len(photos)}; add photos or use "all"')
         self.num_pairs, self.image_size, self.num_keypoints = num_pairs, image_size, num_keypoints
         self.seed, self.split, self.strength = seed, split, strength
         self._drawn: dict[int, Views] = {}
+        self._own = root is not None
+        self.problems = problems.found
 
     def __len__(self) -> int:
         return self.num_pairs
@@ -107,6 +114,10 @@ class WarpedPhotos(PairDataset):
         rng = np.random.default_rng(self._entropy(index, ("source", "target").index(name) + 1))
         pixels = np.rint(change_colours(view, rng)).astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def files(self) -> tuple[Path, ...]:
+        """The photos of the split; empty for those of the scikit-image wheel."""
+        return tuple(self._photos) if self._own else ()
 
     def _path(self, index: int) -> Path:
         return self._photos[index % len(self._photos)]

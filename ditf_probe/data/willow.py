@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.data.photos import SUFFIXES, photo_size, read_photo
+from ditf_probe.data.problems import Problems
 from ditf_probe.errors import InputError
 
 INNER_FOLDER = "PF-dataset-WILLOW"
@@ -37,6 +38,7 @@ class PFWillow(PairDataset):
             Of two equal pairs the one in an (M) set goes.
         threshold: "keypoints" (longer side of the box around the target keypoints, the usual
             choice) or "image".
+        keep_going: Leave out damaged photos and list them in `problems`.
 
     Raises:
         InputError: If the folder, a set or a `.mat` file is missing, a file holds no keypoints or
@@ -52,15 +54,18 @@ class PFWillow(PairDataset):
         sets: Sequence[str] | None = None,
         distinct: bool = False,
         threshold: Literal["keypoints", "image"] = "keypoints",
+        keep_going: bool = False,
     ) -> None:
         if threshold not in ("keypoints", "image"):
             raise InputError("threshold", threshold, 'use "keypoints" or "image"')
         self.threshold = threshold
-        photos = {folder.name: _read_set(folder) for folder in _set_folders(Path(root).expanduser(), sets)}
+        problems, folders = Problems(keep_going), _set_folders(Path(root).expanduser(), sets)
+        photos = {folder.name: _read_set(folder, problems) for folder in folders}
         pairs = [(a, b) for members in photos.values() for a, b in permutations(members, 2)]
         self._pairs = _without_repeats(pairs) if distinct else pairs
         self._files = {photo.side.image_id: photo.file for members in photos.values() for photo in members}
         self.sets = tuple(photos)
+        self.problems = problems.found
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -110,13 +115,16 @@ def _photo_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _read_set(folder: Path) -> list[_Photo]:
-    photos = [_Photo(folder.name, file, _read_side(file)) for file in _photo_files(folder)]
-    expected = len(photos[0].side.keypoints)
-    for photo in photos:
-        if len(photo.side.keypoints) != expected:
-            counts = f"has {len(photo.side.keypoints)} keypoints where its set has {expected}"
-            raise InputError("root", str(photo.file.with_suffix(".mat")), f"{counts}; restore the file")
+def _read_set(folder: Path, problems: Problems) -> list[_Photo]:
+    photos: list[_Photo] = []
+    for file in _photo_files(folder):
+        with problems.record():
+            photo = _Photo(folder.name, file, _read_side(file))
+            found, expected = len(photo.side.keypoints), len((photos or [photo])[0].side.keypoints)
+            if found != expected:
+                counts = f"has {found} keypoints where its set has {expected}"
+                raise InputError("root", str(file.with_suffix(".mat")), f"{counts}; restore the file")
+            photos.append(photo)
     return photos
 
 

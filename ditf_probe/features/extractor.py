@@ -41,9 +41,10 @@ class FeatureExtractor:
         ensemble: Noise draws per image; stream, shift and scale are averaged before anything else.
         seed: Seed of the noise, beside image id, draw and timestep.
         image_size: Size that images are brought to: one number or (height, width); None keeps their own.
-        resize: "stretch", "keep_aspect" or "pad"; after "pad" the caller crops (`geometry.crop_features`).
+        resize: As in `geometry.fit`; after "pad" and "pad_end" the caller crops (`geometry.crop_features`).
         multiple: Sides become multiples of this; the stride of the backbone by default.
         filter: PIL filter of the resize.
+        padding: Grey level of what pads an image, 0 (black) to 1 (white).
         position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
             out what the features of noise images have in common at each position (`features.debias`).
         debias_components: Number of directions that "svd" projects out.
@@ -76,6 +77,7 @@ class FeatureExtractor:
         resize: Mode = "stretch",
         multiple: int | None = None,
         filter: Filter = "bicubic",
+        padding: float = 0.0,
         position_debias: PositionDebias = "none",
         debias_components: int = 20,
         debias_images: int = 4,
@@ -98,12 +100,8 @@ class FeatureExtractor:
         self.massive_ratio = massive_ratio
         self.ensemble, self.seed = ensemble, seed
         stride = backbone.common_stride(self.blocks)
-        self.size_rule = SizeRule(
-            image_size if image_size is None or isinstance(image_size, int) else (image_size[0], image_size[1]),
-            resize,
-            check_multiple(stride if multiple is None else multiple, stride),
-            filter,
-        )
+        step = check_multiple(stride if multiple is None else multiple, stride)
+        self.size_rule = SizeRule(image_size, resize, step, filter, padding)
         self.calibration: Calibration | None = None
         self._basis = PositionBasis(self.tapped, debias_components, debias_images, seed)
 
@@ -251,10 +249,11 @@ class FeatureExtractor:
             "calibration_images": None if self.calibration is None else self.calibration.num_images,
             "ensemble": self.ensemble,
             "seed": self.seed,
-            "image_size": list(rule.image_size) if isinstance(rule.image_size, tuple) else rule.image_size,
+            "image_size": list(rule.image_size) if isinstance(rule.image_size, Sequence) else rule.image_size,
             "resize": rule.resize,
             "multiple": rule.multiple,
             "filter": rule.filter,
+            "padding": rule.padding,
             "position_debias": self.position_debias,
             "debias_components": self._basis.components,
             "debias_images": self._basis.images,

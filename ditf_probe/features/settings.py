@@ -10,7 +10,7 @@ from torch import Tensor
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.geometry import Filter, Mode, Transform, fit, prepare_image
+from ditf_probe.geometry import WHOLE_CANVAS, Filter, Mode, Transform, fit, prepare_image
 
 Modulate = Literal["none", "layer_norm", "adaln"]
 Discard = Literal["none", "pre_norm", "post_adaln"]
@@ -32,9 +32,10 @@ class FeatureSettings:
         ensemble: Noise draws per image.
         seed: Seed of the noise.
         image_size: Size that images are brought to, as in `geometry.fit`; None keeps their own.
-        resize: "stretch", "keep_aspect" or "pad".
+        resize: "stretch", "keep_aspect", "pad", "pad_end", "letterbox" or "letterbox_end", as in `geometry.fit`.
         multiple: Sides become multiples of this; None is the stride of the backbone.
         filter: PIL filter of the resize.
+        padding: Grey level of what pads an image, 0 (black) to 1 (white).
         position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
             out what the features of noise images have in common at each position (INSID3), which needs no data.
         debias_components: Number of directions that "svd" projects out.
@@ -55,6 +56,7 @@ class FeatureSettings:
     resize: Mode = "stretch"
     multiple: int | None = None
     filter: Filter = "bicubic"
+    padding: float = 0.0
     position_debias: PositionDebias = "none"
     debias_components: int = 20
     debias_images: int = 4
@@ -70,12 +72,19 @@ class SizeRule:
         resize: As in `geometry.fit`.
         multiple: As in `geometry.fit`.
         filter: Name of a PIL filter.
+        padding: As in `geometry.prepare_image`.
     """
 
-    image_size: int | tuple[int, int] | None
+    image_size: int | Sequence[int] | None
     resize: Mode
     multiple: int
     filter: Filter
+    padding: float = 0.0
+
+    @property
+    def whole_canvas(self) -> bool:
+        """Whether features are matched with those of the padding, which cannot be cut off."""
+        return self.resize in WHOLE_CANVAS
 
     def transform(self, size: tuple[int, int]) -> Transform:
         """What becomes of an image of (height, width)."""
@@ -85,7 +94,7 @@ class SizeRule:
         """From `(3, H, W)` uint8 to `(3, h, w)` float32 in [0, 1]."""
         if image.ndim != 3:
             raise InputError("image", f"{tuple(image.shape)} {image.dtype}", "give a (3, H, W) uint8 image")
-        return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter)
+        return prepare_image(image, self.transform((image.shape[1], image.shape[2])), self.filter, self.padding)
 
     def batch(self, images: Tensor) -> Tensor:
         """Brings `(B, 3, H, W)` in [0, 1] to size, after rounding to 8 bits; unchanged where it has that size."""

@@ -1,5 +1,18 @@
-"""Exact nearest neighbours between feature maps, at full image resolution."""
+"""Exact nearest neighbours between feature maps, at full image resolution, and the matching rules of the field."""
 
+from ditf_probe.matching.dense import DenseMatches, match_dense
 from ditf_probe.matching.keypoints import Rounding, match_keypoints, sample_descriptors, similarity_maps
+from ditf_probe.matching.mutual import mutual_nearest_neighbours
+from ditf_probe.matching.rules import MatchingRule, match_by_rule
 
-__all__ = ["Rounding", "match_keypoints", "sample_descriptors", "similarity_maps"]
+__all__ = [
+    "DenseMatches",
+    "MatchingRule",
+    "Rounding",
+    "match_by_rule",
+    "match_dense",
+    "match_keypoints",
+    "mutual_nearest_neighbours",
+    "sample_descriptors",
+    "similarity_maps",
+]

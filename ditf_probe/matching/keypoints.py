@@ -5,18 +5,21 @@ corners), take the cosine after interpolation, and the best of all target pixels
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ditf_probe.errors import InputError
-from ditf_probe.geometry import check_size, grid_coordinates
+from ditf_probe.errors import InputError, check_choice
+from ditf_probe.geometry import Sampling, check_size, grid_coordinates
 from ditf_probe.matching.cosines import Axis, check_features, cosines, not_finite, unit
 from ditf_probe.precision import to_float64, within_reach
 
+# Part of a cell by which a point may miss an edge through rounding errors.
+EDGE = 1e-9
+
 # On a device without float64 (MPS) the matching itself runs on the CPU.
-Rounding = Literal["subpixel", "integer"]
+Rounding = Literal["subpixel", "integer", "patch"]
 
 
 @torch.no_grad()
@@ -42,7 +45,8 @@ def match_keypoints(
         source_size: (height, width) of the original source images.
         target_size: (height, width) of the original target images.
         rounding: Where the source descriptor is sampled: `subpixel` at the keypoint itself, `integer` at its
-            coordinates rounded down, as the reference does.
+            coordinates rounded down, as DIFT and DiTF do, `patch` in the cell that the keypoint lies in, without
+            interpolation, as GeoAware-SC does.
         visible: `(K,)` bool; the other keypoints are not looked at, and what is returned for them is NaN.
 
     Returns:
@@ -54,22 +58,28 @@ def match_keypoints(
     """
     height, width = check_size("target_size", target_size)
     home, target_features = source_features.device, within_reach(target_features)
-    descriptors = _descriptors("source_", source_features, source_keypoints, source_size, rounding, visible)
-    best = descriptors.new_full(descriptors.shape[:-1], -torch.inf)
-    pixel = torch.zeros_like(best, dtype=torch.long)
-    for keypoints, rows, maps in cosines(descriptors, "target_features", target_features, (height, width)):
-        value, row = maps.amax(dim=-1).max(dim=-1)
-        column = maps.take_along_dim(row[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
-        # Later rows must win outright, or the first of equal pixels would not be kept.
-        better = value > best[..., keypoints]
-        best[..., keypoints] = torch.where(better, value, best[..., keypoints])
-        pixel[..., keypoints] = torch.where(better, (row + rows.start) * width + column, pixel[..., keypoints])
+    descriptors = descriptors_at("source_", source_features, source_keypoints, source_size, rounding, visible)
+    pixel, best = best_pixels(descriptors, "target_features", target_features, (height, width))
     predictions = torch.stack([pixel % width, pixel // width], dim=-1).float()
     similarity = best.clamp(-1, 1).float()
     if visible is not None:
         hidden = ~visible.to(best.device)
         predictions[hidden], similarity[hidden] = torch.nan, torch.nan
     return predictions.to(home), similarity.to(home)
+
+
+def best_pixels(descriptors: Tensor, argument: str, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Number of the most similar pixel in row-major order, the first of equals, and its cosine: `(..., K)` each."""
+    best = descriptors.new_full(descriptors.shape[:-1], -torch.inf)
+    pixel = torch.zeros_like(best, dtype=torch.long)
+    for keypoints, rows, maps in cosines(descriptors, argument, features, size):
+        value, row = maps.amax(dim=-1).max(dim=-1)
+        column = maps.take_along_dim(row[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
+        # Later rows must win outright, or the first of equal pixels would not be kept.
+        better = value > best[..., keypoints]
+        best[..., keypoints] = torch.where(better, value, best[..., keypoints])
+        pixel[..., keypoints] = torch.where(better, (row + rows.start) * size[1] + column, pixel[..., keypoints])
+    return pixel, best
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def sample_descriptors(
         features: `(C, h, w)` or `(B, C, h, w)`, covering the image.
         keypoints: `(K, 2)` or `(B, K, 2)` (x, y) in pixels of the image, inside it where visible.
         size: (height, width) of the image.
-        rounding: `subpixel` samples at the keypoint itself, `integer` at its coordinates rounded down.
+        rounding: As in `match_keypoints`.
         visible: `(K,)` or `(B, K)` bool; what is returned for the other keypoints has no meaning.
 
     Returns:
@@ -121,26 +131,34 @@ def sample_descriptors(
     Raises:
         InputError: If shapes do not fit, a keypoint is outside the image, or a number is NaN or infinite.
     """
-    descriptors = _descriptors("", features, keypoints, size, rounding, visible)
+    descriptors = descriptors_at("", features, keypoints, size, rounding, visible)
     return descriptors.to(torch.promote_types(features.dtype, torch.float32)).to(features.device)
 
 
-def _descriptors(
-    prefix: str, features: Tensor, keypoints: Tensor, size: Sequence[int], rounding: str, visible: Tensor | None
+def descriptors_at(
+    prefix: str,
+    features: Tensor,
+    keypoints: Tensor,
+    size: Sequence[int],
+    rounding: str,
+    visible: Tensor | None = None,
+    sampling: Sampling = "cells",
 ) -> Tensor:
-    """`(..., K, C)` float64 of length one, where there is float64."""
+    """Unit descriptors `(..., K, C)` float64, where there is float64; arguments in errors begin with the prefix."""
     features = within_reach(features)
     height, width = check_size(f"{prefix}size", size)
     check_features(f"{prefix}features", features)
     # The sum is quicker than a look at every number, but may itself overflow.
     if not features.sum().isfinite() and not features.isfinite().all():
         raise not_finite(f"{prefix}features", features)
-    if rounding not in get_args(Rounding):
-        raise InputError("rounding", rounding, f"use one of {', '.join(get_args(Rounding))}")
-    points = _checked(f"{prefix}keypoints", keypoints, features, (height, width), visible)
+    check_choice("rounding", rounding, Rounding)
+    points = checked_points(f"{prefix}keypoints", keypoints, features, (height, width), visible)
     if rounding == "integer":
         points = points.floor().clamp_min(0)
-    columns, rows = grid_coordinates(points, (height, width), features.shape[-2:]).unbind(-1)
+    places = grid_coordinates(points, (height, width), features.shape[-2:], sampling)
+    if rounding == "patch":
+        places = cell_of(places, features.shape[-2:])
+    columns, rows = places.unbind(-1)
     x, y = Axis.at(columns, features.shape[-1]), Axis.at(rows, features.shape[-2])
     cells = features.flatten(-2)
 
@@ -154,7 +172,14 @@ def _descriptors(
     return unit(torch.lerp(upper, lower, below).mT)
 
 
-def _checked(
+def cell_of(places: Tensor, grid: Sequence[int]) -> Tensor:
+    """The cells `(..., 2)` (x, y) that grid coordinates lie in, as whole floating-point numbers."""
+    # Rounding errors must not move a point on the edge between two cells into the first of them.
+    cells = (places + 0.5 + EDGE).floor()
+    return cells.clamp_min(0).minimum(cells.new_tensor([grid[1] - 1, grid[0] - 1]))
+
+
+def checked_points(
     argument: str, keypoints: Tensor, features: Tensor, size: tuple[int, int], visible: Tensor | None
 ) -> Tensor:
     """Keypoints as float64 on the device of the features; invisible ones are moved to (0, 0)."""

@@ -3,6 +3,9 @@
 A keypoint is correct where its prediction lies within alpha times a base length of the annotation: `<=`, as DIFT and
 DiTF compare, or `<` (`strict`), as GeoAware-SC does. All four averages of the literature are given: over points or over
 images, each over all pairs or over the categories first.
+
+PCK-dagger asks in addition that no other keypoint of the target is nearer to the prediction (Aygün and Mac Aodha, ECCV
+2022, arXiv 2207.05054): a prediction between the two eyes, within the threshold of both, is right for one of them only.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ditf_probe.errors import InputError
-from ditf_probe.metrics.states import check_matches, joined
+from ditf_probe.metrics.nearest import nearest_keypoints
+from ditf_probe.metrics.states import check_matches, check_points, joined
 from ditf_probe.precision import to_float64
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
@@ -32,6 +36,7 @@ def pck_counts(
     alphas: Sequence[float] = ALPHAS,
     *,
     strict: bool = False,
+    accepted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Counts correct keypoints per pair.
 
@@ -42,6 +47,8 @@ def pck_counts(
         threshold_base: `(B,)` length in the same pixels that alpha is multiplied by.
         alphas: A thresholds as fractions of it.
         strict: Compare with `<` instead of `<=`.
+        accepted: `(B, K)` bool, False where a matching rule says "no match", which is wrong where visible; by default
+            every match is accepted.
 
     Returns:
         num_points: `(B,)` int64 visible keypoints.
@@ -51,7 +58,8 @@ def pck_counts(
     distance = (to_float64(predictions) - to_float64(targets)).square().sum(-1).sqrt()
     limits = to_float64(threshold_base)[:, None] * torch.tensor(alphas, dtype=torch.float64, device=distance.device)
     within = distance[..., None] < limits[:, None] if strict else distance[..., None] <= limits[:, None]
-    return visible.sum(1), (within.to(visible.device) & visible[..., None]).sum(1)
+    counted = visible if accepted is None else visible & accepted
+    return visible.sum(1), (within.to(visible.device) & counted[..., None]).sum(1)
 
 
 def pck_scores(
@@ -88,6 +96,20 @@ def pck_scores(
     return {name: dict(zip(keys, (100 * values[name]).tolist(), strict=True)) for name in AVERAGES}
 
 
+def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds as numbers.
+
+    Raises:
+        InputError: None, one that is no positive number, or one twice.
+    """
+    found = tuple(float(alpha) for alpha in alphas)
+    if not found or not all(0 < alpha < float("inf") for alpha in found):
+        raise InputError("alphas", alphas, "give at least one positive fraction")
+    if len(set(found)) < len(found):
+        raise InputError("alphas", alphas, "give each threshold once")
+    return found
+
+
 def alpha_key(alpha: float) -> str:
     """Name of a threshold in results: two decimals, or as many as it takes."""
     return f"{alpha:.2f}" if round(alpha, 2) == alpha else repr(float(alpha))
@@ -104,7 +126,9 @@ class PercentageCorrectKeypoints(Metric):
     - `visible` `(B, K)`: bool. The others may hold anything, and K may differ from call to call;
     - `threshold_base` `(B,)`: float, pixels that alpha is multiplied by; NaN is allowed where nothing is visible;
     - `pair_index` `(B,)`: integers. A pair counts once, the first time, however often padded loaders show it;
-    - `category`: B names.
+    - `category`: B names;
+    - `accepted` `(B, K)`: bool, optional. Where a matching rule says "no match" of a visible keypoint, that is wrong;
+    - `target_visible` `(B, K)`: bool, with `dagger` only: which keypoints the target shows, in the source or not.
 
     As output it gives a dictionary of percentages, as 0-dimensional float32 tensors: `per_point`, `per_image`,
     `category_macro` (mean over categories of per-point scores) and `category_macro_per_image`, each a dictionary from
@@ -113,6 +137,7 @@ class PercentageCorrectKeypoints(Metric):
     Args:
         alphas: Thresholds as fractions of the base length.
         strict: Compare with `<` instead of `<=`.
+        dagger: Score PCK-dagger: a prediction that lies nearer to another visible keypoint of the target is wrong.
         **kwargs: Synchronisation options of torchmetrics.
 
     Raises:
@@ -140,14 +165,12 @@ class PercentageCorrectKeypoints(Metric):
     category_length: list[Tensor]
     category_letters: list[Tensor]
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, *, strict: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, alphas: Sequence[float] = ALPHAS, *, strict: bool = False, dagger: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.alphas = tuple(float(alpha) for alpha in alphas)
-        self.strict = strict
-        if not self.alphas or not all(0 < alpha < float("inf") for alpha in self.alphas):
-            raise InputError("alphas", alphas, "give at least one positive fraction")
-        if len(set(self.alphas)) < len(self.alphas):
-            raise InputError("alphas", alphas, "give each threshold once")
+        self.alphas = check_alphas(alphas)
+        self.strict, self.dagger = strict, dagger
         self._correct = [f"num_correct_{alpha_key(alpha)}".replace(".", "_") for alpha in self.alphas]
         # Names travel as their letters: ranks may see different categories.
         for name in ("pair_index", "num_points", *self._correct, "category_length", "category_letters"):
@@ -161,12 +184,19 @@ class PercentageCorrectKeypoints(Metric):
         threshold_base: Tensor,
         pair_index: Tensor,
         category: Sequence[str],
+        accepted: Tensor | None = None,
+        target_visible: Tensor | None = None,
     ) -> None:
         """Adds a batch of pairs; shapes are those of the class."""
-        check_matches(predictions, targets, visible, threshold_base, pair_index)
+        others = {"accepted": accepted, "target_visible": target_visible}
+        check_matches(predictions, targets, visible, threshold_base, pair_index, **others)
         if isinstance(category, str) or len(category) != len(predictions):
             raise InputError("category", category, f"give a sequence of one name per pair, {len(predictions)}")
-        points, correct = pck_counts(predictions, targets, visible, threshold_base, self.alphas, strict=self.strict)
+        if self.dagger:
+            accepted = self._own(predictions, targets, target_visible, accepted, pair_index)
+        points, correct = pck_counts(
+            predictions, targets, visible, threshold_base, self.alphas, strict=self.strict, accepted=accepted
+        )
         letters = [ord(letter) for name in category for letter in name]
         rows = {
             "pair_index": pair_index,
@@ -177,6 +207,18 @@ class PercentageCorrectKeypoints(Metric):
         }
         for name, values in rows.items():
             getattr(self, name).append(values.to(self.device, torch.float32))
+
+    @staticmethod
+    def _own(
+        predictions: Tensor, targets: Tensor, target_visible: Tensor | None, accepted: Tensor | None, pair_index: Tensor
+    ) -> Tensor:
+        """Which predictions are nearest to their own keypoint, of those that are accepted."""
+        if target_visible is None:
+            raise InputError("target_visible", None, "give (B, K) bool, `dagger` looks for the nearest of them")
+        check_points("targets", targets, target_visible, pair_index)
+        nearest = nearest_keypoints(predictions, targets, target_visible)
+        own = nearest == torch.arange(nearest.shape[1], device=nearest.device)
+        return own if accepted is None else own & accepted
 
     def compute(self) -> Scores:
         """Scores of all pairs so far, over all ranks."""

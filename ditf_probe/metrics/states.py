@@ -13,6 +13,7 @@ from ditf_probe.errors import InputError
 
 Floats = NDArray[np.float32]
 LARGEST_INDEX = 2**24  # float32 counts exactly up to here
+NUMBERS = ("similarity", "ceiling")
 
 
 def joined(state: list[Tensor] | Tensor) -> Floats:
@@ -27,7 +28,7 @@ def check_matches(
     visible: Tensor,
     threshold_base: Tensor,
     pair_index: Tensor,
-    similarity: Tensor | None = None,
+    **others: Tensor | None,
 ) -> None:
     """Raises InputError unless shapes and types fit and every number that counts is one.
 
@@ -37,25 +38,18 @@ def check_matches(
         visible: `(B, K)` bool.
         threshold_base: `(B,)`, finite and not negative where a pair shows a keypoint.
         pair_index: `(B,)` integers from 0, below 2**24.
-        similarity: `(B, K)`; may be NaN.
+        **others: `(B, K)` each, bool except for those in `NUMBERS`, which may be NaN; None where not given.
     """
-    scores = {} if similarity is None else {"similarity": similarity}
-    _check_shapes(
-        predictions, targets=targets, visible=visible, threshold_base=threshold_base, pair_index=pair_index, **scores
+    check_shapes(
+        predictions, targets=targets, visible=visible, threshold_base=threshold_base, pair_index=pair_index, **others
     )
-    if visible.dtype != torch.bool:
-        raise InputError("visible", visible.dtype, "give bool")
     if pair_index.is_floating_point() or pair_index.dtype == torch.bool:
         raise InputError("pair_index", pair_index.dtype, "give integers")
     wrong = (pair_index < 0) | (pair_index >= LARGEST_INDEX)
     if wrong.any():
         raise InputError("pair_index", int(pair_index[wrong][0]), f"number the pairs from 0 to {LARGEST_INDEX - 1}")
-    for name, points in (("predictions", predictions), ("targets", targets)):
-        wrong = visible & ~points.isfinite().all(-1)
-        if wrong.any():
-            pair, keypoint = wrong.nonzero()[0].tolist()
-            place = f"of keypoint {keypoint} of pair {int(pair_index[pair])}"
-            raise InputError(name, points[pair, keypoint].tolist(), f"give finite coordinates {place}, or hide it")
+    check_points("predictions", predictions, visible, pair_index)
+    check_points("targets", targets, visible, pair_index)
     wrong = visible.any(1) & ~(threshold_base.isfinite() & (threshold_base >= 0))
     if wrong.any():
         pair = int(wrong.nonzero()[0])
@@ -63,12 +57,33 @@ def check_matches(
         raise InputError("threshold_base", float(threshold_base[pair]), remedy)
 
 
-def _check_shapes(predictions: Tensor, **others: Tensor) -> None:
+def check_points(name: str, points: Tensor, shown: Tensor, pair_index: Tensor) -> None:
+    """Raises InputError unless every point that counts is finite.
+
+    Args:
+        name: What the points are called in the message.
+        points: `(B, K, 2)`.
+        shown: `(B, K)` bool, which of them count.
+        pair_index: `(B,)`.
+    """
+    wrong = shown & ~points.isfinite().all(-1)
+    if wrong.any():
+        pair, keypoint = wrong.nonzero()[0].tolist()
+        place = f"of keypoint {keypoint} of pair {int(pair_index[pair])}"
+        raise InputError(name, points[pair, keypoint].tolist(), f"give finite coordinates {place}, or hide it")
+
+
+def check_shapes(predictions: Tensor, **others: Tensor | None) -> None:
+    """Raises InputError unless shapes and types fit; see `check_matches`."""
     if predictions.ndim != 3 or predictions.shape[-1] != 2:
         raise InputError("predictions", tuple(predictions.shape), "give (B, K, 2)")
     shape = tuple(predictions.shape)
-    expected = {"targets": shape, "visible": shape[:2], "similarity": shape[:2]}
+    expected = {"targets": shape, "threshold_base": shape[:1], "pair_index": shape[:1]}
     for name, values in others.items():
-        wanted = expected.get(name, shape[:1])
+        wanted = expected.get(name, shape[:2])
+        if values is None:
+            continue
         if values.shape != wanted:
             raise InputError(name, tuple(values.shape), f"give {wanted}, as `predictions` are {shape}")
+        if name not in (*expected, *NUMBERS) and values.dtype != torch.bool:
+            raise InputError(name, values.dtype, "give bool")

@@ -2,7 +2,16 @@
 
 from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.extraction import ExtractionTask
+from ditf_probe.tasks.planar import HomographyTask
 from ditf_probe.tasks.probe import ProbeTask
+from ditf_probe.tasks.propagation import PropagationTask
 from ditf_probe.tasks.segmentation import SegmentationTask
 
-__all__ = ["CorrespondenceTask", "ExtractionTask", "ProbeTask", "SegmentationTask"]
+__all__ = [
+    "CorrespondenceTask",
+    "ExtractionTask",
+    "HomographyTask",
+    "ProbeTask",
+    "PropagationTask",
+    "SegmentationTask",
+]

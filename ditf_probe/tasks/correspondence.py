@@ -17,7 +17,9 @@ from ditf_probe.files import ensure_writable
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
+from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
+from ditf_probe.tasks.evaluation import Evaluation
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
@@ -47,9 +49,11 @@ class CorrespondenceTask(L.LightningModule):
         others: Further zero-shot rows by name, each with a backbone of its own and one block.
         backbone_files: The same as YAML files, such as those in `configs/backbone/`; each row is called like its file.
         fusions: Rows that put the features of other rows together, by name.
+        protocol: Name of a preset of `ditf_probe.protocols`, or one with changes. What it sets stands in place of
+            the sizes of all features and of `alphas`, `strict`, `statistics` and `rounding`; see `tasks.evaluation`.
 
     Raises:
-        InputError: An unknown row, names that meet, a backbone file that cannot be read, or an impossible fusion.
+        InputError: An unknown row or protocol, names that meet, an unreadable backbone file, or an impossible fusion.
     """
 
     def __init__(
@@ -65,20 +69,20 @@ class CorrespondenceTask(L.LightningModule):
         others: dict[str, BackboneFeatures] | None = None,
         backbone_files: Sequence[str] = (),
         fusions: dict[str, Fusion] | None = None,
+        protocol: str | Protocol = "default",
     ) -> None:
         super().__init__()
-        self.features = features
+        self.evaluation = Evaluation.of(protocol, alphas, strict, statistics or {}, rounding)
+        self.features = self.evaluation.features("features", features)
         self.rows = chosen_rows(rows)
         self.probe_folders = probe_names(probe_folders)
-        self.others = read_backbones(backbone_files, others or {})
+        given = read_backbones(backbone_files, others or {})
+        self.others = {name: self.evaluation.features(f"others.{name}", more) for name, more in given.items()}
         check_names("others", self.others, self.probe_folders)
         self.fusions = dict(fusions or {})
         names = [*(row.name for row in self.rows), *self.others, *self.probe_folders]
         check_names("fusions", self.fusions, names)
         check_fusions(self.fusions, names)
-        self.alphas, self.strict = tuple(alphas), strict
-        self.statistics: dict[str, Statistic] = dict(statistics or {})
-        self.rounding = rounding
         self.run_dir = Path(run_dir)
         # No modules of their own, so that frozen weights and metrics are no part of this one's state and checkpoints.
         self._models: Models | None = None
@@ -124,9 +128,13 @@ class CorrespondenceTask(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuses what cannot work before anything is computed."""
         ensure_writable(self.run_dir, "run_dir")
-        unknown = set(self.statistics) - set(self.pairs.test) if stage == "test" else set()
+        if stage != "test":
+            return
+        unknown = set(self.evaluation.statistics) - set(self.pairs.test)
         if unknown:
             raise InputError("statistics", sorted(unknown), f"name test sets, {', '.join(self.pairs.test)}")
+        protocol = self.evaluation.protocol
+        self.pairs.limit_test(protocol.pairs_per_category or 0, protocol.pairs_seed or 0)
 
     def held_probes(self) -> list[HeldProbe]:
         """The probes to compare.
@@ -143,9 +151,8 @@ class CorrespondenceTask(L.LightningModule):
         """Loads models and probes, calibrates the rows that need it, and starts a score sheet per data set."""
         self._result = None
         self._probes = self.held_probes()
-        self.matchers = plan(
-            self.models, self.features, self.rows, self._probes, self.others, self.fusions, self.rounding
-        )
+        rule = self.evaluation.rule
+        self.matchers = plan(self.models, self.features, self.rows, self._probes, self.others, self.fusions, rule)
         calibrate(self.matchers, self.pairs.calibration)
         names = [matcher.row.name for matcher in self.matchers]
         self.scores = [self._sheet(dataset, names) for dataset in self.pairs.test.values()]
@@ -185,8 +192,9 @@ class CorrespondenceTask(L.LightningModule):
             "rows": {matcher.row.name: matcher.settings(streams) for matcher in self.matchers},
             "models": [stream.facts() for stream in streams],
             "probes": {probe.name: asdict(probe.facts) for probe in self._probes},
-            "rounding": self.rounding,
-            "scoring": {"alphas": list(self.alphas), "strict": self.strict},
+            "rounding": self.evaluation.rule.rounding,
+            "protocol": self.evaluation.settings(),
+            "scoring": {"alphas": list(self.evaluation.alphas), "strict": self.evaluation.strict},
             "data": {name: dataset_settings(dataset) for name, dataset in self.pairs.test.items()},
             "calibration": dataset_settings(self.pairs.calibration),
             "device": str(self.device),
@@ -220,7 +228,8 @@ class CorrespondenceTask(L.LightningModule):
         return [dataset for dataset in found if dataset is not None]
 
     def _sheet(self, dataset: PairDataset, rows: Sequence[str]) -> Scores:
-        return Scores(dataset, rows, self.alphas, self.strict, self.device)
+        how = self.evaluation
+        return Scores(dataset, rows, how.alphas, how.strict, self.device, threshold=how.threshold)
 
     def _open(self, number: int) -> None:
         """Computes the images of a test set that this rank will see, and forgets those of the last one."""
@@ -237,14 +246,14 @@ class CorrespondenceTask(L.LightningModule):
         found = scores.predictions()
         rows = [RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note()) for m in self.matchers]
         indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
-        statistic = self.statistics.get(name, "per_point")
-        return DatasetResult(name, dataset.unit, statistic, dataset.threshold, pair_facts(dataset, indices), rows)
+        statistic, threshold = self.evaluation.statistic(name), self.evaluation.threshold or dataset.threshold
+        return DatasetResult(name, dataset.unit, statistic, threshold, pair_facts(dataset, indices), rows)
 
     def _log_scores(self) -> None:
         """Scalars per row, and the hyperparameters beside them, for every logger."""
         values = {}
         for name, scores in zip(self.pairs.test, self.scores, strict=True):
-            statistic = self.statistics.get(name, "per_point")
+            statistic = self.evaluation.statistic(name)
             for row, metric in scores.pck.items():
                 for alpha, value in metric.compute()[statistic].items():
                     values[f"{name}/pck_{alpha}/{row}"] = float(value)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditf_probe.backbones.base import Backbone
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import crop_features
 from ditf_probe.tasks.matchers import FeatureMatcher, Matcher
@@ -61,6 +62,16 @@ class ImageRows:
                 if matcher.stream is stream:
                     found[name] = crop_features(matcher.features(tapped), transform)
         return {name: found[name] for name in self.matchers}
+
+    def by_backbone(self) -> list["ImageRows"]:
+        """The rows of each backbone apart, one or more, for tasks that let one go through all images before the next.
+
+        With backbones that are not kept in memory together, each is then loaded once and not for every image.
+        """
+        groups: dict[Backbone, list[FeatureMatcher]] = {stream.extractor.backbone: [] for stream in self.streams}
+        for matcher in self.matchers.values():
+            groups[matcher.stream.extractor.backbone].append(matcher)
+        return [ImageRows(group) for group in groups.values()] or [self]
 
     def settings(self) -> dict[str, Any]:
         """Every setting of rows and models that changes a number, as plain JSON values."""

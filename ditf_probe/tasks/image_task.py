@@ -25,7 +25,8 @@ from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versio
 class ImageTask(L.LightningModule):
     """Compares rows whose features are computed image by image; a subclass says what is done with them.
 
-    Rows take turns at every image, so the backbones of all rows stand in memory together.
+    Where rows take turns at every image, the backbones of all rows stand in memory together; a subclass that lets one
+    backbone go through all images before the next sets `together` to False.
 
     Args:
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
@@ -38,6 +39,8 @@ class ImageTask(L.LightningModule):
     Raises:
         InputError: An unknown row, names that meet, or a backbone file that cannot be read.
     """
+
+    together = True
 
     def __init__(
         self,
@@ -72,10 +75,10 @@ class ImageTask(L.LightningModule):
 
     @property
     def models(self) -> Models:
-        """The frozen backbones, on the device of the trainer; each loaded on first use, and all of them stay."""
+        """The frozen backbones, on the device of the trainer; each loaded on first use."""
         if self._models is None:
             requests = requested(self.features, self.probe_folders, self.others)
-            self._models = Models(self.trainer.strategy.root_device, requests, together=True)
+            self._models = Models(self.trainer.strategy.root_device, requests, together=self.together)
         return self._models
 
     @property

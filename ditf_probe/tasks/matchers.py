@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.fusion import fuse, joint_pca
-from ditf_probe.matching import Rounding, match_keypoints
+from ditf_probe.features.settings import SizeRule
+from ditf_probe.geometry import Transform
+from ditf_probe.matching import MatchingRule, match_by_rule
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.matches import Match
 from ditf_probe.tasks.rows import Fusion, Row
@@ -24,11 +26,11 @@ class Matcher(ABC):
 
     Attributes:
         row: Which row.
-        rounding: As in `match_keypoints`.
+        rule: How it finds a match.
     """
 
     row: Row
-    rounding: Rounding
+    rule: MatchingRule
 
     @property
     def streams(self) -> Sequence[Stream]:
@@ -60,34 +62,55 @@ class Matcher(ABC):
 
 @dataclass(frozen=True)
 class PositionMatcher(Matcher):
-    """Keeps the relative position; there are no features."""
+    """Keeps the relative position; there are no features.
+
+    Attributes:
+        size_rule: How the other rows prepare images.
+    """
+
+    size_rule: SizeRule
 
     def match(self, pair: Pair) -> Match:
         """As in `Matcher`; looks at no pixel."""
         found = same_position(pair.source.keypoints[pair.source.visible], pair.source.size, pair.target.size)
-        return Match(found, torch.full((len(found),), float("nan")), torch.ones(len(found), dtype=torch.bool))
+        canvas = self.size_rule.transform(pair.target.size).canvas_length
+        nowhere, accepted = torch.full((len(found),), float("nan")), torch.ones(len(found), dtype=torch.bool)
+        return Match(found, nowhere, accepted, canvas=canvas)
 
 
 @dataclass(frozen=True)
 class MapMatcher(Matcher):
-    """Matches a feature map of the source with one of the target, by the cosine at every pixel."""
+    """Matches a feature map of the source with one of the target, by the cosine at every pixel or cell."""
 
     def match(self, pair: Pair) -> Match:
         """As in `Matcher`."""
         keypoints = pair.source.keypoints[pair.source.visible]
-        accepted = torch.ones(len(keypoints), dtype=torch.bool)
+        canvas = self.size_rule.transform(pair.target.size).canvas_length
         if not len(keypoints):
-            return Match(keypoints.new_zeros(0, 2), keypoints.new_zeros(0), accepted)
+            nothing = keypoints.new_zeros(0)
+            return Match(nothing.reshape(0, 2), nothing, nothing.bool(), canvas=canvas)
         source, target = self.maps(pair)
-        points = keypoints.to(source.device)
-        found, similarity = match_keypoints(
-            source, target, points, pair.source.size, pair.target.size, rounding=self.rounding
-        )
-        return Match(found.cpu(), similarity.cpu(), accepted, (target.shape[-2], target.shape[-1]))
+        here, there = self._place(pair.source), self._place(pair.target)
+        found = match_by_rule(source, target, keypoints.to(source.device), here, there, self.rule)
+        points, similarity, accepted = (x.cpu() for x in found)
+        grid = None if self.size_rule.whole_canvas else (target.shape[-2], target.shape[-1])
+        return Match(points, similarity, accepted, grid, canvas)
+
+    def _place(self, side: Side) -> tuple[int, int] | Transform:
+        """What a map covers: the image, or a whole canvas."""
+        return self.size_rule.transform(side.size) if self.size_rule.whole_canvas else side.size
+
+    @property
+    @abstractmethod
+    def size_rule(self) -> SizeRule:
+        """How its images are prepared."""
 
     @abstractmethod
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """The maps of source and target, `(D, h, w)` and `(D, h', w')`, each covering its original image."""
+        """The maps of source and target, `(D, h, w)` and `(D, h', w')`.
+
+        Each covers its original image, or the whole prepared one where `size_rule.whole_canvas`.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,11 @@ class FeatureMatcher(MapMatcher):
     def streams(self) -> Sequence[Stream]:
         """The one stream."""
         return (self.stream,)
+
+    @property
+    def size_rule(self) -> SizeRule:
+        """That of the stream."""
+        return self.stream.extractor.size_rule
 
     @property
     def needs_calibration(self) -> bool:
@@ -152,7 +180,8 @@ class FeatureMatcher(MapMatcher):
         return found
 
     def _map(self, side: Side) -> Tensor:
-        return self.stream.crop(self.features(self.stream.bank.tapped([side.image_id]))[0], side)
+        found = self.features(self.stream.bank.tapped([side.image_id]))[0]
+        return found if self.size_rule.whole_canvas else self.stream.crop(found, side)
 
 
 @dataclass(frozen=True)
@@ -171,6 +200,11 @@ class FusedMatcher(MapMatcher):
     def streams(self) -> Sequence[Stream]:
         """Those of all parts."""
         return [stream for part in self.parts for stream in part.streams]
+
+    @property
+    def size_rule(self) -> SizeRule:
+        """That of the first part."""
+        return self.parts[0].size_rule
 
     @property
     def parameters(self) -> int:

@@ -126,5 +126,6 @@ def make_stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence
     Raises:
         InputError: A setting that the backbone does not have.
     """
-    options = features.extractor_options() | {"blocks": check_blocks(blocks, backbone.num_blocks)}
+    chosen = check_blocks(blocks, backbone.num_blocks)
+    options = features.sized(backbone.common_stride(chosen)).extractor_options() | {"blocks": chosen}
     return Stream(FeatureExtractor(backbone, **options), features)

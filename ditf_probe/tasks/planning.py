@@ -10,7 +10,8 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.matching import Rounding
+from ditf_probe.matching import MatchingRule
+from ditf_probe.matching.rules import DEFAULT_RULE
 from ditf_probe.probes import ProbeFacts, load_probe, read_facts
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
@@ -107,7 +108,7 @@ def plan(
     probes: Sequence[HeldProbe] = (),
     others: Mapping[str, BackboneFeatures] | None = None,
     fusions: Mapping[str, Fusion] | None = None,
-    rounding: Rounding = "subpixel",
+    rule: MatchingRule = DEFAULT_RULE,
 ) -> list[Matcher]:
     """A matcher per row; one pass of a backbone serves all rows with equal settings of it.
 
@@ -118,7 +119,7 @@ def plan(
         probes: Trained probes; they come last before the first control.
         others: Further zero-shot rows, by name, each with a backbone and one block of its own; they come after `rows`.
         fusions: Rows that put others together, by name; they come after `others`.
-        rounding: As in `match_keypoints`.
+        rule: How all rows find a match.
 
     Raises:
         InputError: A setting that a backbone does not have, or several blocks for a zero-shot row.
@@ -132,38 +133,41 @@ def plan(
 
     def given(row: Row) -> Matcher:
         if row.source == "position":
-            return PositionMatcher(row, rounding)
+            return PositionMatcher(row, rule, streams[pass_of(features)].extractor.size_rule)
         if row.source == "rgb":
-            return FeatureMatcher(row, rounding, _colour_stream(backbone.stride_at(block), features), [0])
+            return FeatureMatcher(row, rule, _colour_stream(backbone.stride_at(block), features), [0])
         if row.source == "untrained":
             row = row if backbone.has_adaln else replace(row, modulation="none")
-            return FeatureMatcher(row, rounding, make_stream(backbone.untrained(), features, [block]), [block])
-        return FeatureMatcher(row, rounding, streams[pass_of(features)], [block])
+            return FeatureMatcher(row, rule, make_stream(backbone.untrained(), features, [block]), [block])
+        return FeatureMatcher(row, rule, streams[pass_of(features)], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
         remark = _whose(models[settings], blocks[name], settings)
         row = Row.of(name, "zero-shot", settings)
-        return FeatureMatcher(row, rounding, streams[pass_of(settings)], [blocks[name]], remarks=(remark,))
+        return FeatureMatcher(row, rule, streams[pass_of(settings)], [blocks[name]], remarks=(remark,))
 
     def learnt(probe: HeldProbe) -> Matcher:
         chosen = check_blocks(probe.features.blocks, backbone.num_blocks)
         module = probe.module.to(backbone.device)
-        return FeatureMatcher(probe.row, rounding, streams[pass_of(probe.features)], chosen, module)
+        return FeatureMatcher(probe.row, rule, streams[pass_of(probe.features)], chosen, module)
 
     first_control = next((i for i, row in enumerate(rows) if row.kind == "control"), len(rows))
     zero_shot = [*map(given, rows[:first_control]), *(other(name, settings) for name, settings in others.items())]
     rest = [*map(learnt, probes), *map(given, rows[first_control:])]
-    return [*zero_shot, *_fused(fusions or {}, [*zero_shot, *rest], rounding), *rest]
+    return [*zero_shot, *_fused(fusions or {}, [*zero_shot, *rest], rule), *rest]
 
 
-def _fused(fusions: Mapping[str, Fusion], matchers: Sequence[Matcher], rounding: Rounding) -> Iterator[Matcher]:
+def _fused(fusions: Mapping[str, Fusion], matchers: Sequence[Matcher], rule: MatchingRule) -> Iterator[Matcher]:
     """A fused row is what the most trained of its parts is: a probe, a control, or zero-shot."""
     parts = {matcher.row.name: matcher for matcher in matchers if isinstance(matcher, MapMatcher)}
     order: tuple[Kind, ...] = ("probe", "control", "zero-shot")
     for name, fusion in fusions.items():
         chosen = [parts[part] for part in fusion.parts]
         kind = min((part.row.kind for part in chosen), key=order.index)
-        yield FusedMatcher(Row(name, kind, "fusion"), rounding, chosen, fusion)
+        if len({(part.size_rule.whole_canvas and part.size_rule.resize) for part in chosen}) > 1:
+            resizes = [part.size_rule.resize for part in chosen]
+            raise InputError(f"fusions.{name}.parts", resizes, "give all parts one resize, or none a letterbox")
+        yield FusedMatcher(Row(name, kind, "fusion"), rule, chosen, fusion)
 
 
 def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
@@ -219,7 +223,7 @@ def _whose(backbone: Backbone, block: int, features: BackboneFeatures) -> str:
 
 def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
     settings = replace(
-        features,
+        features.sized(stride),
         timestep=0,
         modulation="none",
         discard="none",

@@ -12,14 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
 from ditf_probe.probes import describe_probe, load_weights, save_probe
+from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
 from ditf_probe.tasks.matchers import FeatureMatcher
+from ditf_probe.tasks.models import make_stream
 from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Fusion, Row
 from ditf_probe.tasks.schedules import adamw, check_optimisation, cosine_with_warmup
 from ditf_probe.tasks.scores import Scores
@@ -57,6 +58,7 @@ class ProbeTask(CorrespondenceTask):
         others: As in `CorrespondenceTask`.
         backbone_files: As in `CorrespondenceTask`.
         fusions: As in `CorrespondenceTask`.
+        protocol: As in `CorrespondenceTask`; its sizes and matching rule hold in training too, its scoring does not.
 
     Raises:
         InputError: No probe, an unknown name, or a name that is a zero-shot row.
@@ -83,9 +85,10 @@ class ProbeTask(CorrespondenceTask):
         others: dict[str, BackboneFeatures] | None = None,
         backbone_files: Sequence[str] = (),
         fusions: dict[str, Fusion] | None = None,
+        protocol: str | Protocol = "default",
     ) -> None:
         compared = rows, probe_folders, alphas, strict, statistics, rounding, run_dir
-        super().__init__(features, *compared, others, backbone_files, fusions)
+        super().__init__(features, *compared, others, backbone_files, fusions, protocol)
         check_optimisation(learning_rate, weight_decay, warmup_steps)
         _check_names(probes, {"probe_blocks": probe_blocks or {}, "init_from": init_from or {}})
         self.factories, self.blocks_of, self.init_from = dict(probes), dict(probe_blocks or {}), dict(init_from or {})
@@ -125,8 +128,9 @@ class ProbeTask(CorrespondenceTask):
 
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
-        options = self.features.extractor_options() | {"blocks": self._all_blocks()}
-        stream = Stream(FeatureExtractor(self.backbone, **options), self.features)
+        stream = make_stream(self.backbone, self.features, self._all_blocks())
+        if stream.extractor.size_rule.whole_canvas:
+            raise InputError("resize", self.features.resize, "train with pad or pad_end, whose padding can be cut off")
         if self._row("").needs_calibration:
             stream.calibrate(self.pairs.calibration)
         train = self.pairs.train
@@ -172,7 +176,7 @@ class ProbeTask(CorrespondenceTask):
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
         """Matches a batch of pairs with every probe."""
         for name, probe in self.probes.items():
-            matcher = FeatureMatcher(self._row(name), self.rounding, self._fit[0], self._blocks(name), probe)
+            matcher = FeatureMatcher(self._row(name), self.evaluation.rule, self._fit[0], self._blocks(name), probe)
             self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
 
     def on_validation_epoch_end(self) -> None:

@@ -1,12 +1,13 @@
 """What a test leaves behind: predictions per row and data set, with what a reader needs to interpret them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.predictions import Predictions
+from ditf_probe.metrics.subsets import geometry_aware
 
 Kind = Literal["zero-shot", "probe", "control"]
 
@@ -21,6 +22,8 @@ class PairFacts:
         source_id: Image id of the source.
         target_id: Image id of the target.
         keypoint_names: Names in row order; empty where the data set has none.
+        geometry_aware: Rows of the keypoints in the geometry-aware subset; see `metrics.subsets`.
+        attributes: What else the annotations say of the pair: name to level.
     """
 
     unit: str
@@ -28,6 +31,8 @@ class PairFacts:
     source_id: str
     target_id: str
     keypoint_names: tuple[str, ...] = ()
+    geometry_aware: tuple[int, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class RowResult:
     Attributes:
         name: Name of the row.
         kind: Training-free features, a trained probe, or a control.
-        predictions: Where it put each visible keypoint.
+        predictions: Where it put each keypoint that the source shows.
         parameters: Number of trained parameters.
         notes: Remarks for the table.
     """
@@ -88,6 +93,14 @@ def pair_facts(dataset: PairDataset, indices: Sequence[int]) -> dict[int, PairFa
     facts = {}
     for index in indices:
         pair = dataset[index]
-        names = dataset.keypoint_names(pair.category)
-        facts[index] = PairFacts(pair.unit, pair.category, pair.source.image_id, pair.target.image_id, tuple(names))
+        chosen = geometry_aware(dataset.keypoint_groups(pair.category), pair.visible, pair.target.visible)
+        facts[index] = PairFacts(
+            pair.unit,
+            pair.category,
+            pair.source.image_id,
+            pair.target.image_id,
+            tuple(dataset.keypoint_names(pair.category)),
+            tuple(chosen.nonzero()[:, 0].tolist()),
+            {name: level for name, level in pair.attributes.items() if level},
+        )
     return facts

@@ -2,11 +2,12 @@
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ditf_probe.data.pairs import PairDataset
+from ditf_probe.errors import InputError
 from ditf_probe.features.settings import FeatureSettings
 
 
@@ -27,6 +28,7 @@ class BackboneFeatures(FeatureSettings):
         prompt_cache: Folder in which the embeddings of prompts are kept; see `PromptEncoder`.
         text_encoders: Pipeline folder or hub id of the text encoders; that of the backbone by default.
         text_options: Arguments of the pipeline's `encode_prompt`, in place of its defaults.
+        cells: Size in cells of the backbone, in place of `image_size`: 60 is 960 pixels at a stride of 16.
         bank_dtype: Dtype in which streams are kept: "float32", "bfloat16" or "float16".
         bank_gib: Most memory that the streams of one data set may take, in GiB. More than that is refused; with a
             `store`, images leave memory and come back from there.
@@ -45,6 +47,7 @@ class BackboneFeatures(FeatureSettings):
     prompt_cache: str = "runs/prompts"
     text_encoders: str | None = None
     text_options: dict[str, Any] = field(default_factory=dict)
+    cells: int | None = None
     bank_dtype: str = "float32"
     bank_gib: float = 4.0
     num_workers: int = 0
@@ -56,6 +59,23 @@ class BackboneFeatures(FeatureSettings):
         """Arguments of `FeatureExtractor`, as plain values."""
         names = FeatureSettings.__dataclass_fields__
         return {name: value for name, value in asdict(self).items() if name in names}
+
+    def sized(self, stride: int) -> "BackboneFeatures":
+        """The same with the size in pixels.
+
+        Args:
+            stride: Pixels per cell of the backbone.
+
+        Raises:
+            InputError: Both `cells` and `image_size`, or less than one cell.
+        """
+        if self.cells is None:
+            return self
+        if self.image_size is not None:
+            raise InputError("cells", self.cells, f"leave it out, or image_size, which is {self.image_size}")
+        if self.cells < 1:
+            raise InputError("cells", self.cells, "use at least one cell")
+        return replace(self, cells=None, image_size=self.cells * stride)
 
 
 def dataset_settings(dataset: PairDataset | None) -> dict[str, Any] | None:

@@ -423,7 +423,7 @@ def test_a_block_loaded_for_one_tap_alone(name: str, backbone: Backbone, monkeyp
             with pytest.raises(InputError, match=f"`tap` is '{other}': block {last} was loaded for .*{tap}.* alone"):
                 part(images, blocks=[last], tap=other, **options)
         for path, child in list(block.named_children()):
-            if last and not isinstance(child, NotLoaded):
+            if last and not isinstance(child, NotLoaded):  # the first block would show the same
                 setattr(block, path, Alarm())
                 with pytest.raises((RuntimeError, AttributeError)):
                     part(images, blocks=[last], tap=tap, **options)

@@ -16,7 +16,7 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.skeletons import load_model
-from ditf_probe.backbones.truncation import HEADS, NotLoaded
+from ditf_probe.backbones.truncation import HEADS, NotLoaded, truncate
 from ditf_probe.errors import InputError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -179,6 +179,18 @@ def test_taps_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`tap` is 'mlp': block 1 was loaded for attention alone, load it with .*tap"):
         part(images, blocks=[0, 1], tap="mlp", **RUN)
     assert list(part(images, blocks=[0], tap="mlp", **RUN)) == [0]
+
+
+def test_what_the_very_small_model_of_a_class_lacks_stays() -> None:
+    name = "DiTTransformer2DModel"
+    model = diffusers.DiTTransformer2DModel(**FAMILIES[name].tiny)
+    block = model.transformer_blocks[1]
+    block.further = nn.Linear(2, 2)
+    truncate(model, FAMILIES[name], 1, "attention")
+    assert isinstance(block.further, nn.Linear)
+    left_out = [path for path, module in block.named_children() if isinstance(module, NotLoaded)]
+    assert left_out == ["attn1", "norm3", "ff"]
+    assert [isinstance(part, NotLoaded) for part in model.transformer_blocks] == [False, False, True]
 
 
 def test_the_packaged_backbone_up_to_a_block() -> None:

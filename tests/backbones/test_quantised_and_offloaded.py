@@ -80,9 +80,10 @@ def test_offloading_changes_no_number(pipeline: Path, offload: str) -> None:
                     assert value is None or torch.equal(value, getattr(found[block], name))
 
 
-def test_offloading_a_part(flux: Path) -> None:
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_a_part(offload: str, flux: Path) -> None:
     plain = load_backbone(flux, device="cpu")
-    part = load_backbone(flux, device="cpu", offload="model", last_block=1)
+    part = load_backbone(flux, device="cpu", offload=offload, last_block=1, last_tap="mlp")
     images = torch.rand(1, 3, 2 * plain.stride, 2 * plain.stride, generator=torch.Generator().manual_seed(1))
     runs = [b(images, blocks=[1], tap="mlp", timestep=260, image_ids=["a"])[1] for b in (plain, part)]
     assert torch.equal(runs[0].hidden_states, runs[1].hidden_states)
@@ -110,7 +111,9 @@ def test_quantisations_that_cannot_be(flux: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(quantised, "find_spec", lambda name: object())
     assert "nf4, int8, fp8, gguf" in refused(flux, quantization="int4")
     for kind in ("nf4", "int8"):
-        assert "needs a GPU" in refused(flux, quantization=kind)
+        assert "not on cpu" in refused(flux, quantization=kind)
+        with pytest.raises(InputError, match="not on mps"):
+            quantised.check_quantization(kind, torch.device("mps"))
     assert "gguf is for .gguf files" in refused(flux, quantization="gguf")
     file = tmp_path / "flux.gguf"
     file.write_bytes(b"GGUF")

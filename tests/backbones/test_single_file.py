@@ -134,6 +134,40 @@ def test_the_original_layout_gives_the_same_features(file: Path, narrow_converte
     assert all(torch.equal(theirs[name], tensor) for name, tensor in expected.transformer.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_gguf(kind: str, file: Path, narrow_converter: None) -> None:
+    """Written by the package gguf: the features are those of the weights that the file stands for."""
+    gguf = pytest.importorskip("gguf", reason="writes the file and reads it: pip install gguf")
+    how = gguf.GGMLQuantizationType[kind]
+    writer, meant = gguf.GGUFWriter(str(file.with_suffix(".gguf")), "flux"), {}
+    for name, tensor in original_layout(small_flux()).items():
+        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:  # the size of its blocks
+            stored = gguf.quants.quantize(tensor.numpy(), how)
+            writer.add_tensor(name, stored, raw_dtype=how)
+            meant[name] = torch.from_numpy(gguf.quants.dequantize(stored, how)).half().float()  # as diffusers does
+            assert not torch.equal(meant[name], tensor)
+        else:
+            writer.add_tensor(name, tensor.numpy())
+            meant[name] = tensor
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(meant, file)
+    config = file.parent / "folder"
+    expected = load_backbone(file, config=config, device="cpu")
+    for part in ({}, {"last_block": 3, "last_tap": "attention"}):
+        backbone = load_backbone(file.with_suffix(".gguf"), config=config, device="cpu", **part)
+        assert backbone.settings()["quantization"] == "gguf"
+        held = backbone.transformer.transformer_blocks[0].attn.to_q.weight
+        assert held.dtype == torch.uint8
+        runs = [b(IMAGES, blocks=[0, 3], **RUN) for b in (expected, backbone)]
+        for block in (0, 3):
+            for name in ("hidden_states", "shift", "scale"):
+                found, wanted = (getattr(run[block], name) for run in reversed(runs))
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_up_to_a_block_and_in_bfloat16(file: Path, narrow_converter: None) -> None:
     config = file.parent / "folder"
     part = load_backbone(file, config=config, device="cpu", last_block=2)

@@ -11,9 +11,10 @@ import pytest
 
 import ditf_probe
 from ditf_probe.comparison import report, report_from_predictions, summarise
+from ditf_probe.comparison.csv_files import breakdowns_to_csv, to_csv
 from ditf_probe.comparison.predictions_files import read_predictions, write_predictions
 from ditf_probe.comparison.summary import distinct_pairs
-from ditf_probe.comparison.tables import tables, to_csv
+from ditf_probe.comparison.tables import tables
 from ditf_probe.errors import InputError
 from ditf_probe.metrics.predictions import COLUMNS, Predictions
 from ditf_probe.tasks.records import DatasetResult, Kind, PairFacts, RowResult, RunResult
@@ -34,7 +35,8 @@ def predictions(errors: list[float], points: list[tuple[int, int]] = POINTS) -> 
     truth = np.linspace(3, 80, len(points), dtype=np.float32)
     base = np.full(len(points), 100, dtype=np.float32)
     off = np.array(errors, dtype=np.float32)
-    return Predictions(pair, keypoint, truth + off, truth, truth, truth, off / 50, base)
+    yes, far = np.ones(len(points), dtype=bool), np.full(len(points), np.nan, dtype=np.float32)
+    return Predictions(pair, keypoint, truth + off, truth, truth, truth, off / 50, base, yes, yes, keypoint, far)
 
 
 def row(name: str, errors: list[float], kind: Kind = "zero-shot", **facts: Any) -> RowResult:
@@ -120,8 +122,8 @@ def test_one_unit_has_no_interval_and_the_table_says_so() -> None:
     pairs = {index: replace(facts, unit="the scene") for index, facts in PAIRS.items()}
     result = run(pairs=pairs, unit="scene")
     assert all(row["ci95"] is None and row["delta"]["ci95"] is None for row in rows_of(result).values())
-    (table,) = tables(summarise(result))
-    assert "one scene: no interval" in str(table.caption)
+    first, *_ = tables(summarise(result))
+    assert "one scene: no interval" in str(first.caption)
 
 
 def test_without_adaln_there_is_no_difference() -> None:
@@ -171,11 +173,18 @@ def test_alphas_must_hold_the_one_of_the_intervals() -> None:
 def test_predictions_survive_the_file_bit_by_bit(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     count = 500
-    numbers = generator.normal(0, 300, (6, count)).astype(np.float32)
-    numbers[4, ::7] = np.nan
-    pair = np.arange(count) // 4
-    wild = Predictions(pair, np.arange(count) % 4, *numbers)
-    pairs = {i: PairFacts(f"u,{i}", 'a "b"\nc', f"x/{i}", f"ü/{i}", ("p", "q", "r", "s")) for i in range(125)}
+    x, y, true_x, true_y, similarity, base, ceiling = generator.normal(0, 300, (7, count)).astype(np.float32)
+    present, accepted = generator.random((2, count)) < 0.7
+    similarity[::7] = ceiling[::5] = true_x[~present] = true_y[~present] = base[~present] = np.nan
+    nearest = np.where(present, generator.integers(0, 9, count), -1)
+    pair, keypoint = np.arange(count) // 4, np.arange(count) % 4
+    numbers = (x, y, true_x, true_y, similarity, base)
+    wild = Predictions(pair, keypoint, *numbers, present, accepted, nearest, ceiling)
+    marks = [{}, {"viewpoint": "2"}, {"über, all": 'x "y"', "viewpoint": "0"}]
+    names = ("p", "q", "r", "s")
+    pairs = {
+        i: PairFacts(f"u,{i}", 'a "b"\nc', f"x/{i}", f"ü/{i}", names, (1, 3)[: i % 3], marks[i % 3]) for i in range(125)
+    }
     dataset = DatasetResult("d", "unit", "per_point", "image", pairs, [RowResult("a/b+c", "probe", wild, 7, ("n",))])
     write_predictions(tmp_path, RunResult([dataset], {"x": [1, None]}))
     again = read_predictions(tmp_path)
@@ -188,7 +197,8 @@ def test_predictions_survive_the_file_bit_by_bit(tmp_path: Path) -> None:
 
 def test_recomputed_comparison_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = report(run(), tmp_path)
-    files = {name: (tmp_path / name).read_text() for name in ("comparison.json", "comparison.csv")}
+    names = ("comparison.json", "comparison.csv", "breakdowns.csv")
+    files = {name: (tmp_path / name).read_text() for name in names}
     printed = capsys.readouterr().out
     for name in files:
         (tmp_path / name).unlink()
@@ -202,11 +212,22 @@ def test_recomputed_comparison_is_the_same(tmp_path: Path, capsys: pytest.Captur
 
 def test_csv_has_a_line_per_row_and_average() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv(summarise(run())))))
-    assert len(lines) == 4 * 4
-    linear = next(line for line in lines if line["row"] == "linear" and line["average"] == "per_point")
-    assert float(linear["pck@0.10"]) == pytest.approx(100 * 5 / 6, abs=1e-4)
-    assert float(linear["delta"]) == pytest.approx(100 / 3, abs=1e-4)
-    assert next(line for line in lines if line["average"] == "per_image")["ci95_low"] == ""
+    assert len(lines) == 4 * (4 + 4 + 1 + 1)  # PCK, PCK-dagger, KAP, PCK of what is accepted
+    of = {(line["row"], line["metric"], line["average"]): line for line in lines}
+    assert float(of["linear", "pck", "per_point"]["@0.10"]) == pytest.approx(100 * 5 / 6, abs=1e-4)
+    assert float(of["linear", "pck", "per_point"]["delta"]) == pytest.approx(100 / 3, abs=1e-4)
+    assert of["linear", "pck", "per_image"]["ci95_low"] == of["linear", "pck_dagger", "per_point"]["ci95_low"] == ""
+    assert of["adaln", "kap", "per_point"]["notes"] == "0 channels; not clearly above same position"
+    assert of["linear", "kap", "per_point"]["parameters"] == "42"
+
+
+def test_breakdowns_have_a_file_of_their_own() -> None:
+    lines = list(csv.DictReader(io.StringIO(breakdowns_to_csv(summarise(run())))))
+    assert len(lines) == 2 * 4 * 2  # categories, rows, averages
+    of = {(line["level"], line["row"], line["average"]): line for line in lines}
+    cats = of["cat", "adaln", "per_image"]
+    assert (cats["attribute"], cats["pairs"], cats["keypoints"]) == ("category", "2", "4")
+    assert float(cats["@0.10"]) == pytest.approx(100 * (2 / 3 + 0) / 2, abs=1e-4)
 
 
 def test_damaged_predictions_end_in_one_line(tmp_path: Path) -> None:
@@ -215,14 +236,31 @@ def test_damaged_predictions_end_in_one_line(tmp_path: Path) -> None:
     write_predictions(tmp_path, run())
     path = tmp_path / "predictions" / "synthetic" / "adaln.csv"
     good = path.read_text()
-    path.write_text(good.replace("pair_index", "pair"))
-    with pytest.raises(InputError, match="columns"):
+    path.write_text(good.replace(",present,", ",there,"))
+    with pytest.raises(InputError, match=r"adaln\.csv': lacks the columns present; run the test again"):
         read_predictions(tmp_path)
-    lines = good.splitlines()
-    lines[2] = ",".join(["nan" if i == 7 else cell for i, cell in enumerate(lines[2].split(","))])
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=r"adaln\.csv:3.*x must be a finite number"):
-        read_predictions(tmp_path)
+    for column, cell, message in (
+        ("x", "nan", "x must be a finite number"),
+        ("true_y", "", "true_y must be a finite number"),
+        ("present", "2", "is not a line of predictions"),
+    ):
+        lines = list(csv.DictReader(io.StringIO(good)))
+        lines[1][column] = cell
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+        with pytest.raises(InputError, match=rf"adaln\.csv:3.*{message}"):
+            read_predictions(tmp_path)
+    path.write_text(good)
+    attributes = tmp_path / "predictions" / "synthetic.attributes.csv"
+    for text, message in (("pair,viewpoint\n", "must begin with the column pair_index"),
+                          ("pair_index,viewpoint\n0,1\n0\n", r"csv:3.*is not a line of attributes")):  # fmt: skip
+        attributes.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_predictions(tmp_path)
+    attributes.write_text("pair_index\n")
+    read_predictions(tmp_path)
     path.unlink()
     with pytest.raises(InputError, match=r"adaln\.csv.*is missing"):
         read_predictions(tmp_path)

@@ -33,7 +33,7 @@ def tree(root: Path) -> Path:
 
 
 def folder(root: Path, **options: Any) -> MaskFolder:
-    return MaskFolder(root / "images", root / "masks", **({"classes": 3} | options))
+    return MaskFolder(root, **({"classes": 3} | options))
 
 
 def test_images_and_masks_in_order(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def damage(root: Path, kind: str) -> None:
     [
         ("missing mask", "has no mask a/one.png"),
         ("other size", r"one\.png.*one class per pixel"),
-        ("colours", "has mode RGB"),
+        ("colours", "is of mode RGB"),
         ("cut mask", "damaged"),
         ("no image", "damaged"),
     ],

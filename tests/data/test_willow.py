@@ -124,6 +124,17 @@ def test_bad_trees_are_named(root: Path, tmp_path: Path) -> None:
         PFWillow(root)
 
 
+def test_the_rest_of_a_damaged_tree_stays(root: Path) -> None:
+    folder = root / "PF-dataset-WILLOW"
+    (folder / "car(G)" / "Cars_1.mat").write_bytes(b"damaged")
+    (folder / "car(S)" / "Cars_4.mat").unlink()
+    write_photo(folder / "duck(S)", "Ducks_1", 7, POINTS[:, :2])
+    dataset = PFWillow(root, keep_going=True)
+    assert [pair.unit for pair in dataset] == ["car(G)"] * 2 + ["car(M)"] * 6 + ["car(S)"] * 2
+    lines = [str(problem) for problem in dataset.problems]
+    assert [name in line for name, line in zip(("Cars_1", "Cars_4", "Ducks_1"), lines, strict=True)] == [True] * 3
+
+
 def same_position(dataset: PFWillow) -> float:
     """PCK@0.10 per image, in per cent, of the same relative position."""
     scores = []

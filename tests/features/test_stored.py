@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.settings import FeatureSettings
 from ditf_probe.features.store import FeatureStore, definition_of, feature_store
 from ditf_probe.features.store.manifest import address_of, differences
 from ditf_probe.features.stored import StoredBank, entry_keys
@@ -235,7 +236,7 @@ def test_what_a_definition_depends_on(planted: Make) -> None:
         for changed in (
             {"timestep": 2}, {"timestep": [1]}, {"timestep": [1, 2]}, {"tap": "attention"}, {"ensemble": 2},
             {"seed": 1}, {"image_size": 8}, {"image_size": [8, 12]}, {"resize": "pad"}, {"multiple": 8},
-            {"filter": "bilinear"},
+            {"filter": "bilinear"}, {"padding": 0.5},
             {"dtype": "bfloat16"}, {"conditions": {"prompt": ""}}, {"conditions": {"prompt": "a {category}"}},
         )
     ]  # fmt: skip
@@ -258,3 +259,11 @@ def test_a_backbone_goes_by_its_weights_and_not_by_its_name(planted: Make) -> No
     assert differences(definition("a", "ff"), definition("a", "00")) == [
         'backbone.weights_sha256 ("ff" there, "00" here)'
     ]
+
+
+def test_no_setting_of_an_extractor_is_forgotten(planted: Make) -> None:
+    """A setting that is neither made from a stream nor part of the definition would mix different streams."""
+    extractor = FeatureExtractor(planted(), blocks=[1], timestep=1)
+    later = {"blocks", "modulation", "discard", "massive_channels", "massive_ratio"}
+    later |= {"position_debias", "debias_components", "debias_images"}
+    assert set(FeatureSettings.__dataclass_fields__) - later <= definition_of(extractor, "float32").keys()

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ditf_probe.features.fusion import joint_pca
-from ditf_probe.matching import match_keypoints, sample_descriptors, similarity_maps
+from ditf_probe.matching import MatchingRule, match_by_rule, match_keypoints, sample_descriptors, similarity_maps
+from ditf_probe.matching.rules import Check, Kind
 from ditf_probe.metrics.pck import pck_counts
 
 MPS = torch.device("mps")
@@ -77,6 +78,17 @@ def test_matching_equals_that_on_the_cpu(device: None) -> None:
     inputs = (SOURCE, TARGET, POINTS)
     there = match_keypoints(*map(on_device, inputs), (16, 24), (32, 20), visible=on_device(VISIBLE))
     here = match_keypoints(*inputs, (16, 24), (32, 20), visible=VISIBLE)
+    for found, expected in zip(there, here, strict=True):
+        assert isinstance(found, OnMps)
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("check", ["none", "mutual", "cycle", "ratio"])
+@pytest.mark.parametrize("kind", ["argmax_pixel", "argmax_grid", "window_softargmax", "kernel_softargmax"])
+def test_rules_equal_those_on_the_cpu(device: None, kind: Kind, check: Check) -> None:
+    inputs, rule = (SOURCE, TARGET, POINTS), MatchingRule(kind=kind, check=check)
+    there = match_by_rule(*map(on_device, inputs), (16, 24), (32, 20), rule, visible=on_device(VISIBLE))
+    here = match_by_rule(*inputs, (16, 24), (32, 20), rule, visible=VISIBLE)
     for found, expected in zip(there, here, strict=True):
         assert isinstance(found, OnMps)
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)

@@ -68,6 +68,31 @@ def test_right_is_a_ring_and_wrong_a_cross_with_the_truth() -> None:
     assert not shows(np.array(arc), rgb(0))
 
 
+def test_a_rejected_match_shows_the_true_places_only() -> None:
+    arguments = (BLACK, BLACK, torch.tensor([[20.0, 20.0]]), torch.tensor([[75.0, 60.0]]), torch.tensor([[30.0, 15.0]]))
+    shown = torch.tensor([True])
+    kept, rejected = (
+        match_picture(*arguments, shown, 10.0, title="x", height=200, accepted=torch.tensor([accepted]))
+        for accepted in (True, False)
+    )
+    cross, start, x, y = (212 + 150.5, TITLE + 120.5), (40.5, TITLE + 40.5), 212 + 62.5, TITLE + 32.5
+    assert shows(near(kept, *cross, 1), rgb(0))
+    assert not shows(near(rejected, *cross, 9), rgb(0))
+    assert shows(near(rejected, *start, 3), rgb(0))
+    assert not shows(near(rejected, start[0] + 60, start[1], 9), rgb(0))
+    arc = [near(rejected, x + 20 * np.cos(-a), y + 20 * np.sin(-a), 0)[0] for a in np.linspace(0.4, 2.8, 60)]
+    assert shows(np.array(arc), rgb(0))
+
+
+def test_a_rejected_match_counts_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr("ditf_probe.pictures.matches._headline", lambda _, *counts: titles.append(counts) or "")
+    points = torch.tensor([[20.0, 20.0], [30.0, 30.0]])
+    shown, accepted = torch.tensor([True, True]), torch.tensor([True, False])
+    match_picture(BLACK, BLACK, points, points, points, shown, 10.0, accepted=accepted)
+    assert titles == [(1, 2)]
+
+
 def test_the_radius_itself_is_right() -> None:
     """Drawn like an exact hit: 3-4-5 gives a distance of exactly 10."""
     exact, beyond = [[36.0, 23.0], *RIGHT[1:]], [[36.1, 23.0], *RIGHT[1:]]

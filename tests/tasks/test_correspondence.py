@@ -62,6 +62,7 @@ def slow(extractor: FeatureExtractor, dataset: PairDataset) -> Iterator[tuple[fl
 
 
 def rows_of(p: Predictions) -> list[tuple[float, ...]]:
+    p = p.where(p.present)
     columns = (p.pair_index, p.keypoint, p.x, p.y, p.true_x, p.true_y, p.threshold_base)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -160,7 +161,7 @@ def test_probes_keep_their_own_blocks_timestep_and_modulation(
         )
     points = pair.source.keypoints[pair.visible]
     found, _ = match_keypoints(a, b, points, pair.source.size, pair.target.size)
-    own = row.predictions.pair_index == 0
+    own = (row.predictions.pair_index == 0) & row.predictions.present
     assert list(zip(row.predictions.x[own].tolist(), row.predictions.y[own].tolist(), strict=True)) == [
         tuple(point) for point in found.tolist()
     ]

@@ -15,6 +15,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.probes import LinearProbe
 from ditf_probe.tasks import ProbeTask
+from ditf_probe.tasks.models import make_stream
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
@@ -105,3 +106,14 @@ def test_training_takes_images_of_different_shapes(
     fit = trainer(max_epochs=30, callbacks=[Curve()], num_sanity_val_steps=0, check_val_every_n_epoch=30)
     fit.fit(task, PairDataModule(Shapes(), Shapes(), batch_size=3))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_size_in_cells_is_size_in_pixels_of_the_backbone(features: BackboneFeatures) -> None:
+    backbone = load_backbone(features.backbone, device="cpu")
+    by_cells = make_stream(backbone, replace(features, image_size=None, cells=8), [1])
+    assert by_cells.extractor.size_rule.image_size == 8 * backbone.stride
+    assert by_cells.extractor.settings() == make_stream(backbone, features, [1]).extractor.settings()
+    with pytest.raises(InputError, match=r"`cells` is 8: leave it out, or image_size, which is 32"):
+        make_stream(backbone, replace(features, cells=8), [1])
+    with pytest.raises(InputError, match=r"`cells` is 0"):
+        make_stream(backbone, replace(features, image_size=None, cells=0), [1])

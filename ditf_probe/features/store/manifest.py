@@ -19,10 +19,11 @@ FORMAT = 1
 CODE = 1
 """Version of what the code makes of a definition; to be raised with every change that moves a number."""
 
-_EXTRACTOR = (
-    *("timestep", "tap", "modulation_condition", "ensemble", "seed"),
-    *("image_size", "resize", "multiple", "filter"),
-)
+# What is made from a stream. Every other setting, also one that is yet to come, makes another store.
+_MADE_LATER = frozenset({
+    *("backbone", "blocks", "modulation", "discard", "massive_channels", "massive_ratio", "calibration_images"),
+    *("position_debias", "debias_components", "debias_images"),
+})  # fmt: skip
 
 
 def definition_of(extractor: FeatureExtractor, dtype: str, conditions: object = "null") -> dict[str, Any]:
@@ -40,7 +41,7 @@ def definition_of(extractor: FeatureExtractor, dtype: str, conditions: object = 
     backbone = {key: value for key, value in facts["backbone"].items() if key != "name"}
     if "weights_sha256" not in backbone:
         backbone["name"] = facts["backbone"]["name"]
-    chosen = {key: facts[key] for key in _EXTRACTOR}
+    chosen = {key: value for key, value in facts.items() if key not in _MADE_LATER}
     definition = {"code": CODE, "backbone": backbone, **chosen, "conditions": conditions, "dtype": dtype}
     plain: dict[str, Any] = json.loads(json.dumps(definition))
     return plain
