@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import ImageSource
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank, nbytes_of, row_of
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.store import FeatureStore
+
+_MOST_HELD = 20_000  # each may be the last view of a mapped file, of which Linux allows a process 65,530
 
 
 class StoredBank(FeatureBank):
@@ -78,16 +83,42 @@ class StoredBank(FeatureBank):
         sizes = dataset.image_sizes()
         names = list(dict.fromkeys(sizes if ids is None else ids))
         canvases = self._canvases(dataset.name, names, sizes)
-        self._keys |= dict(zip(names, entry_keys(names, conditions), strict=True))
-        self._sizes |= {name: sizes[name] for name in names}
+        self._expect(names, sizes, entry_keys(names, conditions))
         missing = {name: canvases[name] for name in names if not self._has(name)}
-        self._check_sizes([name for name in names if name not in missing])
-        if missing and self.only:
-            lacking = f"{self.store.folder} lacks {len(missing)} of {len(names)} images, {next(iter(missing))} first"
-            raise InputError("store_only", True, f"{lacking}; extract them first, or set it to false")
-        if missing:
-            self.store.check_space(self.estimate(list(missing.values())), len(missing))
+        self._admit(list(missing), list(missing.values()))
         return missing
+
+    def through(
+        self, images: Tensor, ids: Sequence[str], conditions: list[Any] | None = None
+    ) -> dict[int, TappedBlock]:
+        """The tapped blocks of images that are at hand: from the store, or computed and written now.
+
+        Args:
+            images: `(B, 3, H, W)` uint8 RGB of the original size.
+            ids: Their ids.
+            conditions: One plain value per image; None is the null condition.
+
+        Returns:
+            As `tapped`.
+
+        Raises:
+            InputError: As in `plan` and `keep`.
+        """
+        size = (images.shape[2], images.shape[3])
+        given = None if conditions is None else dict(zip(ids, conditions, strict=True))
+        names = list(dict.fromkeys(ids))
+
+        def chosen(some: list[str]) -> list[Any] | None:
+            return None if given is None else [given[name] for name in some]
+
+        self._expect(names, dict.fromkeys(names, size), entry_keys(names, chosen))
+        missing = [name for name in names if not self._has(name)]
+        if missing:
+            self._admit(missing, [self.extractor.transform(size).canvas] * len(missing))
+            prepared = torch.stack([self.extractor.prepare(images[ids.index(name)].cpu()) for name in missing])
+            device = self.extractor.backbone.device
+            self.keep(missing, self.extractor.tapped(prepared.to(device), missing, chosen(missing)))
+        return self.tapped(ids)
 
     def write(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> dict[int, TappedBlock]:
         """Writes the tapped blocks of a batch of planned images.
@@ -122,16 +153,26 @@ class StoredBank(FeatureBank):
         """Takes an image into memory, the last of all to leave; it stays even where it is larger than the budget."""
         self._held += _nbytes(blocks) - _nbytes(self._blocks.pop(image_id, {}))
         self._blocks[image_id] = blocks
-        while self._held > self.budget and len(self._blocks) > 1:
+        while (self._held > self.budget or len(self._blocks) > _MOST_HELD) and len(self._blocks) > 1:
             self._held -= _nbytes(self._blocks.pop(next(iter(self._blocks))))
 
-    def _check_sizes(self, names: Sequence[str]) -> None:
-        for name in names:
-            there, here = self.store.size(self._keys[name]), self._sizes[name]
-            if there != here:
-                found = f"it is {there[0]} x {there[1]} in {self.store.folder} and {' x '.join(map(str, here))} here"
-                remedy = f"{found}, but ids must mean equal pixels: name another store"
-                raise InputError("ids", name, remedy)
+    def _expect(self, names: Sequence[str], sizes: Mapping[str, tuple[int, int]], keys: Sequence[str]) -> None:
+        """Remembers what images are called in the store, and refuses those that are of another size there."""
+        self._keys |= dict(zip(names, keys, strict=True))
+        self._sizes |= {name: sizes[name] for name in names}
+        for name, key in zip(names, keys, strict=True):
+            if self.store.has(key, self.extractor.blocks) and self.store.size(key) != sizes[name]:
+                there, here = (" x ".join(map(str, size)) for size in (self.store.size(key), sizes[name]))
+                remedy = f"it is {there} in {self.store.folder} and {here} here, but ids must mean equal pixels"
+                raise InputError("ids", name, f"{remedy}: name another store")
+
+    def _admit(self, missing: Sequence[str], canvases: Sequence[tuple[int, int]]) -> None:
+        """Refuses to compute what may not be computed, or would not fit the disk."""
+        if missing and self.only:
+            lacking = f"{self.store.folder} lacks {len(missing)} images, {missing[0]} first"
+            raise InputError("store_only", True, f"{lacking}; extract them first, or set it to false")
+        if missing:
+            self.store.check_space(self.estimate(canvases), len(missing))
 
 
 def entry_keys(ids: Sequence[str], conditions: Callable[[list[str]], Any] | None) -> list[str]:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import ImageSource, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
@@ -64,6 +66,20 @@ class Stream:
         tapped = self.bank.tapped([side.image_id for side in sides])
         chosen = {block: tapped[block] for block in blocks}
         return self.extractor.features(chosen, modulation=modulation, discard=discard, position_debias=position_debias)
+
+    def tapped(self, images: Tensor, ids: Sequence[str], conditions: list[str] | None = None) -> dict[int, TappedBlock]:
+        """The tapped blocks of images that are at hand, as a batch; with a store, from there or written to it.
+
+        Args:
+            images: `(B, 3, H, W)` uint8 RGB of the original size.
+            ids: Seeds of the noise; equal ids mean equal pixels.
+            conditions: One text per image; None is the null condition.
+        """
+        if isinstance(self.bank, StoredBank):
+            return self.bank.through(images, ids, conditions)
+        extractor = self.extractor
+        prepared = torch.stack([extractor.prepare(image) for image in images.cpu()])
+        return extractor.tapped(prepared.to(extractor.backbone.device), list(ids), conditions)
 
     def crop(self, features: Tensor, side: Side) -> Tensor:
         """Cuts padding off a map `(..., h, w)`, so that it covers the original image."""

@@ -165,6 +165,35 @@ def test_a_condition_is_part_of_an_entry(extractor: FeatureExtractor, dataset: A
         entry_keys(["a"], lambda ids: torch.zeros(1))
 
 
+def test_images_at_hand(extractor: FeatureExtractor, dataset: Any, tmp_path: Path) -> None:
+    """Batches that come with their pixels, an image twice among them, some known and some not."""
+    stored(extractor, tmp_path).fill(dataset, ["image2"])
+    bank, plain = stored(extractor, tmp_path), FeatureBank(extractor)
+    plain.fill(dataset)
+    ids = ["image0", "image2", "image0", "image3"]
+    images = torch.stack([dataset.image(image_id) for image_id in ids])
+    for _ in range(2):
+        found, expected = bank.through(images, ids), plain.tapped(ids)
+        for block in (0, 1):
+            torch.testing.assert_close(found[block].hidden_states, expected[block].hidden_states)
+            assert torch.equal(found[block].shift, expected[block].shift)
+    assert [call for call in extractor.backbone.calls if len(call) < 3] == [
+        ["image2"],
+        ["image1", "image4"],
+        ["image0", "image3"],
+    ]
+    with pytest.raises(InputError, match="image0"):
+        bank.through(images[:1, :, :, 1:], ["image0"])
+    only = stored(extractor, tmp_path, only=True)
+    only.through(images[:2], ids[:2], None)
+    with pytest.raises(InputError, match="store_only"):
+        only.through(dataset.image("image1")[None], ["image1"])
+    texts = ["a", "b", "a", "c"]
+    labelled = stored(extractor, tmp_path)
+    labelled.through(images, ids, texts)
+    assert extractor.backbone.arguments["conditions"] == ["a", "b", "c"]
+
+
 def test_an_id_of_another_size_is_refused(
     extractor: FeatureExtractor, given_pairs: Make, make_image: Make, tmp_path: Path
 ) -> None:
@@ -183,7 +212,7 @@ def test_a_store_that_is_only_read(extractor: FeatureExtractor, dataset: Any, tm
     calls = len(extractor.backbone.calls)
     bank = stored(extractor, tmp_path, only=True)
     bank.fill(dataset, ["image1"])
-    with pytest.raises(InputError, match=r"`store_only` is True: .* lacks 3 of 5 images, image2 first"):
+    with pytest.raises(InputError, match=r"`store_only` is True: .* lacks 3 images, image2 first"):
         bank.fill(dataset)
     assert len(extractor.backbone.calls) == calls
 

@@ -100,19 +100,19 @@ def rubbish(folder: Path, *, grace_minutes: float = 60.0, deep: bool = False) ->
         InputError: The manifest is damaged.
     """
     address, now = address_of(read_manifest(folder)["definition"]), time.time()
+    journals = _own(folder, _OWN_JOURNAL)  # before the shards, so that a new writer has not only a journal
     found = [
         (path, "was left unfinished by a writer")
         for path in _own(folder, _OWN_TEMPORARY)
         if now - path.stat().st_mtime >= grace_minutes * 60
     ]
-    lines = journal.read(_own(folder, _OWN_JOURNAL))
+    lines = journal.read(journals)
     for path in _own(folder, _OWN_SHARD):
         problem = _quick_problem(path, lines.get(path.name), address) or (problem_of(path, address) if deep else None)
         if problem is not None:
             found.append((path, problem))
     gone = {path for path, _ in found}
     writers = {path.name[:12] for path in _own(folder, _OWN_SHARD) if path not in gone}
-    journals = _own(folder, _OWN_JOURNAL)
     return found + [(path, "lists no shard that is there") for path in journals if path.stem not in writers]
 
 
