@@ -1,5 +1,7 @@
 """Runs over a feature store find what runs without one find, bit for bit, and a second run computes nothing."""
 
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import multiprocessing
 
 from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.comparison.predictions_files import write_predictions
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.errors import InputError
 from ditf_probe.metrics.predictions import COLUMNS
@@ -97,3 +101,39 @@ def test_a_store_that_lacks_images_is_one_line(
         InputError, match=r"holds no such features, the closest are .*: timestep \(200 there, 300 here\)"
     ):
         compare(replace(features, store=store, timestep=300, store_only=True), pairs, trainer, tmp_path)
+
+
+def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "use_distributed_sampler": False}
+    task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir))
+    trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, **quiet)
+    trainer.test(task, pairs, verbose=False)
+    if trainer.is_global_zero:
+        write_predictions(run_dir, task.result())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_ranks_over_one_store_find_the_same_bits(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
+) -> None:
+    """Without a store they differ in the last bits, because their batches do."""
+    kept = replace(features, store=str(tmp_path / "store"))
+    compare(kept, pairs, trainer, tmp_path)
+    kept = replace(kept, store_only=True)
+    (tmp_path / "one").mkdir()
+    write_predictions(tmp_path / "one", compare(kept, pairs, trainer, tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "two").mkdir()
+    start: Callable[..., Any] = multiprocessing.start_processes
+    start(_process, args=(port, kept, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
+    one, two = (sorted((tmp_path / name).rglob("*.csv")) for name in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) > 2
+    for a, b in zip(one, two, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
