@@ -137,22 +137,26 @@ class StoredBank(FeatureBank):
         """As `write`, and holds the images in memory as long as there is room."""
         kept = self.write(names, tapped)
         for row, name in enumerate(names):
-            self._hold(name, {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
+            self._hold(self.key(name), {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
 
     def _entry(self, image_id: str) -> dict[int, TappedBlock]:
-        if image_id in self._blocks:
-            self._blocks[image_id] = self._blocks.pop(image_id)  # to the end: asked for last
-        elif image_id in self:
-            self._hold(image_id, self.store.read(self._keys[image_id], self.extractor.blocks))
-        return super()._entry(image_id)
+        if image_id not in self:
+            return super()._entry(image_id)  # says so
+        key = self._keys[image_id]
+        if key in self._blocks:
+            self._blocks[key] = self._blocks.pop(key)  # to the end: asked for last
+        else:
+            self._hold(key, self.store.read(key, self.extractor.blocks))
+        return self._blocks[key]
 
     def _has(self, image_id: str) -> bool:
-        return image_id in self._blocks or self.store.has(self._keys[image_id], self.extractor.blocks)
+        key = self._keys[image_id]
+        return key in self._blocks or self.store.has(key, self.extractor.blocks)
 
-    def _hold(self, image_id: str, blocks: dict[int, TappedBlock]) -> None:
-        """Takes an image into memory, the last of all to leave; it stays even where it is larger than the budget."""
-        self._held += _nbytes(blocks) - _nbytes(self._blocks.pop(image_id, {}))
-        self._blocks[image_id] = blocks
+    def _hold(self, key: str, blocks: dict[int, TappedBlock]) -> None:
+        """Takes an entry into memory, the last of all to leave; it stays even where it is larger than the budget."""
+        self._held += _nbytes(blocks) - _nbytes(self._blocks.pop(key, {}))
+        self._blocks[key] = blocks
         while (self._held > self.budget or len(self._blocks) > _MOST_HELD) and len(self._blocks) > 1:
             self._held -= _nbytes(self._blocks.pop(next(iter(self._blocks))))
 

@@ -192,6 +192,11 @@ def test_images_at_hand(extractor: FeatureExtractor, dataset: Any, tmp_path: Pat
     labelled = stored(extractor, tmp_path)
     labelled.through(images, ids, texts)
     assert extractor.backbone.arguments["conditions"] == ["a", "b", "c"]
+    calls = len(extractor.backbone.calls)
+    labelled.through(images, ids, texts)
+    assert len(extractor.backbone.calls) == calls
+    labelled.through(images, ids, ["a", "b", "a", "d"])
+    assert extractor.backbone.arguments["conditions"] == ["d"], "another text is another entry, in memory as well"
 
 
 def test_an_id_of_another_size_is_refused(
