@@ -18,6 +18,7 @@ from ditf_probe.features.stored import StoredBank
 from ditf_probe.geometry import crop_features
 from ditf_probe.tasks.prompts import condition_settings, condition_words, conditions_for
 from ditf_probe.tasks.settings import BackboneFeatures
+from ditf_probe.tasks.together import fill_together
 
 
 class Stream:
@@ -43,11 +44,20 @@ class Stream:
             raise InputError(
                 "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
             )
-        self._empty().calibrate(dataset, **self._loading(dataset))
+        bank, loading = self._empty(), self._loading(dataset)
+        if isinstance(bank, StoredBank):
+            fill_together(bank, dataset, None, **loading)
+        bank.calibrate(dataset, **loading)
 
     def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
-        """Computes the images of a data set, or some of them, that are not in the bank yet."""
-        self.bank.fill(dataset, ids, **self._loading(dataset))
+        """Computes the images of a data set, or some of them, that are not in the bank yet.
+
+        Ranks that share a store divide what it lacks, so that all of them must open a data set, each with its images.
+        """
+        loading = self._loading(dataset)
+        if isinstance(self.bank, StoredBank):
+            fill_together(self.bank, dataset, ids, **loading)
+        self.bank.fill(dataset, ids, **loading)
 
     def close(self) -> None:
         """Forgets all images."""

@@ -1,5 +1,6 @@
 """Runs over a feature store find what runs without one find, bit for bit, and a second run computes nothing."""
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -26,17 +27,16 @@ ROWS = ["raw", "adaln", "adaln+discard_post", "adaln+debias", "same_position", "
 Trainer = Callable[..., L.Trainer]
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images of every pass of a diffusion backbone."""
-    seen: list[int] = []
+def record(patch: pytest.MonkeyPatch) -> list[str]:
+    """Every image that a diffusion backbone is given, with the name of the backbone."""
+    seen: list[str] = []
     forward = DiffusionBackbone.forward
 
-    def counted(self: Any, images: torch.Tensor, **arguments: Any) -> Any:
-        seen.append(len(images))
+    def recorded(self: Any, images: torch.Tensor, **arguments: Any) -> Any:
+        seen.extend(f"{self.name} {image_id}" for image_id in arguments["image_ids"])
         return forward(self, images, **arguments)
 
-    monkeypatch.setattr(DiffusionBackbone, "forward", counted)
+    patch.setattr(DiffusionBackbone, "forward", recorded)
     return seen
 
 
@@ -57,9 +57,15 @@ def assert_equal(first: Any, second: Any) -> None:
 
 @pytest.mark.parametrize("gib", [4.0, 1e-5])
 def test_a_comparison_is_the_same_with_a_store(
-    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path, passes: list[int], gib: float
+    features: BackboneFeatures,
+    pairs: PairDataModule,
+    trainer: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gib: float,
 ) -> None:
     """Cold and warm, with memory for all images or for one or two."""
+    passes = record(monkeypatch)
     plain = compare(features, pairs, trainer, tmp_path)
     kept = replace(features, store=str(tmp_path / "store"), bank_gib=gib)
     before = len(passes)
@@ -109,31 +115,49 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
     torch.set_num_threads(1)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "use_distributed_sampler": False}
-    task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir))
-    trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, **quiet)
-    trainer.test(task, pairs, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        computed = record(patch)
+        task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir))
+        trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, **quiet)
+        trainer.test(task, pairs, verbose=False)
+    (run_dir / f"rank{trainer.global_rank}.json").write_text(json.dumps(computed))
     if trainer.is_global_zero:
         write_predictions(run_dir, task.result())
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_ranks_over_one_store_find_the_same_bits(
-    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
-) -> None:
-    """Without a store they differ in the last bits, because their batches do."""
-    kept = replace(features, store=str(tmp_path / "store"))
-    compare(kept, pairs, trainer, tmp_path)
-    kept = replace(kept, store_only=True)
-    (tmp_path / "one").mkdir()
-    write_predictions(tmp_path / "one", compare(kept, pairs, trainer, tmp_path))
+def two_ranks(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> list[list[str]]:
+    """Tests on two ranks, and returns the images that each has computed, with the model."""
+    run_dir.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (tmp_path / "two").mkdir()
     start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, kept, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
-    one, two = (sorted((tmp_path / name).rglob("*.csv")) for name in ("one", "two"))
+    start(_process, args=(port, features, pairs, run_dir), nprocs=2, start_method="fork")
+    return [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def same_files(first: Path, second: Path) -> bool:
+    one, two = (sorted(folder.rglob("*.csv")) for folder in (first, second))
     assert [path.name for path in one] == [path.name for path in two]
     assert len(one) > 2
-    for a, b in zip(one, two, strict=True):
-        assert a.read_bytes() == b.read_bytes(), a.name
+    return all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_ranks_share_the_work_and_find_the_same_bits(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is computed by one rank; whoever reads the store afterwards, one rank or two, finds the same bits."""
+    alone = record(monkeypatch)
+    compare(features, pairs, trainer, tmp_path)
+    kept = replace(features, store=str(tmp_path / "store"))
+    first, second = two_ranks(kept, pairs, tmp_path / "cold")
+    assert sorted([*first, *second]) == sorted(set(alone)), "each image of each model once, by either rank"
+    assert first
+    assert second
+    assert two_ranks(kept, pairs, tmp_path / "warm") == [[], []]
+    assert same_files(tmp_path / "cold", tmp_path / "warm")
+    found = compare(replace(kept, store_only=True), pairs, trainer, tmp_path)
+    (tmp_path / "one").mkdir()
+    write_predictions(tmp_path / "one", found)
+    assert same_files(tmp_path / "cold", tmp_path / "one")
