@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,12 @@ SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_installed_commands_start(script: str) -> None:
+def test_installed_commands_start(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, function = SCRIPTS[script].split(":")
-    code = f"import sys; sys.argv = [{script!r}, '--help']; from {module} import {function}; {function}()"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert script in found.stdout
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        getattr(import_module(module), function)()
+    assert end.value.code == 0
+    assert script in capsys.readouterr().out

@@ -115,7 +115,7 @@ def _rank(rank: int, port: Path, answer: Path) -> None:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    mp.spawn(_rank, (tmp_path / "port", tmp_path / "scores.pt"), nprocs=2)
+    mp.start_processes(_rank, (tmp_path / "port", tmp_path / "scores.pt"), nprocs=2, start_method="fork")
     scores = torch.load(tmp_path / "scores.pt", weights_only=True)
     for name, expected in slow(images(3, 5)).items():
         assert float(scores[name]) == pytest.approx(expected, rel=1e-6)

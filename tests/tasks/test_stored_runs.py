@@ -23,7 +23,7 @@ from ditf_probe.probes import LinearProbe
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.settings import BackboneFeatures
 
-ROWS = ["raw", "adaln", "adaln+discard_post", "adaln+debias", "same_position", "rgb", "untrained"]
+ROWS = ["raw", "adaln+discard_post", "adaln+debias", "rgb", "untrained"]
 Trainer = Callable[..., L.Trainer]
 
 
