@@ -20,7 +20,7 @@ from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable
 from ditf_probe.protocols import Protocol
-from ditf_probe.tasks import CorrespondenceTask
+from ditf_probe.tasks import CorrespondenceTask, ExtractionTask
 from ditf_probe.tasks.image_task import ImageTask
 
 
@@ -86,6 +86,12 @@ class EvaluateCLI(DiTFProbeCLI):
             if self.trainer.is_global_zero:
                 report_measured(measured, run_dir)
 
+    def after_predict(self) -> None:
+        """Says what an extraction did, on one rank."""
+        if isinstance(self.model, ExtractionTask) and self.trainer.is_global_zero:
+            for found in self.model.result():
+                print(found.line())
+
 
 def _checkpoints(run_dir: str) -> str:
     return str(Path(run_dir) / "checkpoints")
@@ -126,6 +132,10 @@ def _run(cli: type[DiTFProbeCLI], args: ArgsType, **options: Any) -> None:
 def _one_line(command: Callable[[], None]) -> None:
     """Runs a command; bad input becomes one line on standard error and exit code 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*predict returned None.*"
+    )  # an extraction writes, and may find all done
+    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,20 +1,19 @@
 """Tapped streams of many images in memory, so that an image is computed once and not once per pair."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import ImageSource
 from ditf_probe.devices import DTYPES
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
-from ditf_probe.features.settings import SizeRule
+from ditf_probe.features.loading import equal_size_batches, prepared_loader
 from ditf_probe.progress import progress
 
 GIBIBYTE = 2**30
@@ -51,7 +50,7 @@ class FeatureBank:
     @property
     def nbytes(self) -> int:
         """Bytes that the bank holds."""
-        return sum(_nbytes(block) for blocks in self._blocks.values() for block in blocks.values())
+        return sum(nbytes_of(block) for blocks in self._blocks.values() for block in blocks.values())
 
     def estimate(self, canvases: Sequence[tuple[int, int]]) -> int:
         """Bytes that images of these prepared sizes (height, width) will take."""
@@ -83,28 +82,52 @@ class FeatureBank:
         Raises:
             InputError: The streams would not fit the budget (before anything is computed), or an unreadable image.
         """
-        if ids is not None and all(image_id in self._blocks for image_id in ids):
-            return
-        sizes = dataset.image_sizes()
-        missing = [i for i in dict.fromkeys(sizes if ids is None else ids) if i not in self._blocks]
-        unknown = [i for i in missing if i not in sizes]
-        if unknown:
-            raise InputError("ids", unknown[0], f"name images of {dataset.name}")
-        canvases = {i: self.extractor.transform(sizes[i]).canvas for i in missing}
-        self._check_budget(list(canvases.values()))
-        batches = equal_size_batches(canvases, batch_size)
-        loader = DataLoader(
-            _PreparedImages(dataset, self.extractor.size_rule),
-            batch_sampler=batches,
-            num_workers=min(num_workers, len(batches)),
-            collate_fn=_collate,
-        )
+        missing = self.plan(dataset, ids, conditions)
+        batches = equal_size_batches(missing, batch_size)
+        loader = prepared_loader([(dataset, names) for names in batches], self.extractor.size_rule, num_workers)
         with progress(f"features of {dataset.name}", len(missing)) as advance:
             for loaded in loader:
-                names, images = _unwrap(loaded)
+                names = batches[loaded.number]
                 condition = None if conditions is None else conditions(names)
-                self._keep(names, self.extractor.tapped(images, names, condition))
+                self.keep(names, self.extractor.tapped(loaded.images(), names, condition))
                 advance(len(names))
+
+    def plan(
+        self,
+        dataset: ImageSource,
+        ids: Sequence[str] | None = None,
+        conditions: Callable[[list[str]], Any] | None = None,
+    ) -> dict[str, tuple[int, int]]:
+        """What `fill` would compute, refused where there is no room for it.
+
+        Args:
+            dataset: As in `fill`.
+            ids: As in `fill`.
+            conditions: As in `fill`.
+
+        Returns:
+            Ids of images that are not in the bank, each with its prepared size (height, width).
+
+        Raises:
+            InputError: An id that the data set does not have, or the streams would not fit the budget.
+        """
+        if ids is not None and all(image_id in self._blocks for image_id in ids):
+            return {}
+        sizes = dataset.image_sizes()
+        missing = [i for i in dict.fromkeys(sizes if ids is None else ids) if i not in self._blocks]
+        canvases = self._canvases(dataset.name, missing, sizes)
+        self._check_budget(list(canvases.values()))
+        return canvases
+
+    def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
+        """Takes the tapped blocks of a batch of images in.
+
+        Raises:
+            InputError: Streams are not finite, or too large for the dtype.
+        """
+        kept = {index: self._converted(block) for index, block in tapped.items()}
+        for row, name in enumerate(names):
+            self._blocks[name] = {index: block.map(partial(row_of, row=row)) for index, block in kept.items()}
 
     def tapped(self, ids: Sequence[str]) -> dict[int, TappedBlock]:
         """The tapped blocks of some images as a batch on the backbone's device, for `extractor.features`.
@@ -120,16 +143,14 @@ class FeatureBank:
         """
         if not ids:
             raise InputError("ids", list(ids), "name at least one image")
-        for image_id in ids:
-            if image_id not in self._blocks:
-                raise InputError("ids", image_id, "is not in the bank, call fill first")
+        entries = [self._entry(image_id) for image_id in ids]
         found, device = {}, self.extractor.backbone.device
         for index in self.extractor.blocks:
-            parts = [self._blocks[image_id][index] for image_id in ids]
+            parts = [entry[index] for entry in entries]
             grids = {part.grid for part in parts}
             if len(grids) > 1:
                 raise InputError("ids", sorted(grids), "these images have different grids, ask for them one by one")
-            found[index] = TappedBlock.join(parts, torch.cat).map(lambda x: x.to(device))
+            found[index] = TappedBlock.join(parts, _joined).map(lambda x: x.to(device))
         return found
 
     def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
@@ -153,74 +174,38 @@ class FeatureBank:
             )
             raise InputError("budget_gib", round(self.budget / GIBIBYTE, 3), remedy)
 
-    def _keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
-        kept = {index: self._stored(block) for index, block in tapped.items()}
-        for row, name in enumerate(names):
-            self._blocks[name] = {index: block.map(partial(_row, row=row)) for index, block in kept.items()}
+    def _entry(self, image_id: str) -> dict[int, TappedBlock]:
+        if image_id not in self._blocks:
+            raise InputError("ids", image_id, "is not in the bank, call fill first")
+        return self._blocks[image_id]
 
-    def _stored(self, block: TappedBlock) -> TappedBlock:
+    def _canvases(
+        self, name: str, ids: Sequence[str], sizes: Mapping[str, tuple[int, int]]
+    ) -> dict[str, tuple[int, int]]:
+        unknown = [i for i in ids if i not in sizes]
+        if unknown:
+            raise InputError("ids", unknown[0], f"name images of {name}")
+        return {i: self.extractor.transform(sizes[i]).canvas for i in ids}
+
+    def _converted(self, block: TappedBlock) -> TappedBlock:
         stream = block.hidden_states.to("cpu", self.dtype)
-        if not bool(stream.isfinite().all()):
+        if not all(bool(end.isfinite()) for end in torch.aminmax(stream)):
             name = str(self.dtype).removeprefix("torch.")
             raise InputError("dtype", name, "streams are too large for it or not finite, use bfloat16 or float32")
         return replace(block.map(lambda x: x.to("cpu", torch.float32)), hidden_states=stream)
 
 
-def _row(values: Tensor, row: int) -> Tensor:
-    # A copy, because a slice would keep its whole batch alive.
+def row_of(values: Tensor, row: int) -> Tensor:
+    """One row `(1, ...)` of a batch; a copy, because a slice would keep its whole batch alive."""
     return values[row : row + 1].clone()
 
 
-def _nbytes(block: TappedBlock) -> int:
+def _joined(parts: list[Tensor]) -> Tensor:
+    # One image is not copied: it may be a view of mapped memory.
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def nbytes_of(block: TappedBlock) -> int:
+    """Bytes of the tensors of a block."""
     tensors = (block.hidden_states, block.shift, block.scale, block.gate)
     return sum(x.nbytes for x in tensors if x is not None)
-
-
-def equal_size_batches(canvases: dict[str, tuple[int, int]], batch_size: int) -> list[list[str]]:
-    """Image ids in batches of equal prepared size.
-
-    Args:
-        canvases: Image id to (height, width).
-        batch_size: Most images per batch.
-    """
-    groups: dict[tuple[int, int], list[str]] = {}
-    for image_id, canvas in canvases.items():
-        groups.setdefault(canvas, []).append(image_id)
-    return [ids[i : i + batch_size] for ids in groups.values() for i in range(0, len(ids), batch_size)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An error on its way from a worker, which could not raise it with its three parts."""
-
-    argument: str
-    value: str
-    remedy: str
-
-
-class _PreparedImages(Dataset[tuple[str, Tensor] | _Failure]):
-    """Decodes and prepares images by id, in the workers of a loader."""
-
-    def __init__(self, dataset: ImageSource, rule: SizeRule) -> None:
-        self.dataset = dataset
-        self.rule = rule
-
-    def __getitem__(self, image_id: Any) -> tuple[str, Tensor] | _Failure:
-        try:
-            return image_id, self.rule(self.dataset.image(image_id))
-        except InputError as error:
-            return _Failure(error.argument, str(error.value), error.remedy)
-
-
-def _collate(items: list[tuple[str, Tensor] | _Failure]) -> tuple[list[str], Tensor] | _Failure:
-    failure = next((item for item in items if isinstance(item, _Failure)), None)
-    if failure is not None:
-        return failure
-    good = [item for item in items if not isinstance(item, _Failure)]
-    return [name for name, _ in good], torch.stack([image for _, image in good])
-
-
-def _unwrap(loaded: tuple[list[str], Tensor] | _Failure) -> tuple[list[str], Tensor]:
-    if isinstance(loaded, _Failure):
-        raise InputError(loaded.argument, loaded.value, loaded.remedy)
-    return loaded

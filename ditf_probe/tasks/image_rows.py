@@ -53,11 +53,8 @@ class ImageRows:
         """
         found: dict[str, Tensor] = {}
         for stream in self.streams:
-            extractor = stream.extractor
-            prepared = torch.stack([extractor.prepare(image) for image in images.cpu()])
-            condition = self._condition(stream, image_ids, categories or {})
-            tapped = extractor.tapped(prepared.to(extractor.backbone.device), list(image_ids), condition)
-            transform = extractor.transform((images.shape[2], images.shape[3]))
+            tapped = stream.tapped(images, image_ids, self._condition(stream, image_ids, categories or {}))
+            transform = stream.extractor.transform((images.shape[2], images.shape[3]))
             for name, matcher in self.matchers.items():
                 if matcher.stream is stream:
                     found[name] = crop_features(matcher.features(tapped), transform)

@@ -150,6 +150,13 @@ def condition_settings(features: BackboneFeatures) -> dict[str, Any] | str:
     }
 
 
+def condition_words(features: BackboneFeatures) -> dict[str, Any] | str:
+    """What a store of features says of their conditions; the text of each image is part of its entry there."""
+    if features.captions is not None:
+        return "captions"
+    return "null" if features.prompt is None else {"prompt": features.prompt}
+
+
 def _encoder(features: BackboneFeatures, device: torch.device) -> PromptEncoder | None:
     if features.prompt is None and features.captions is None:
         return None

@@ -30,9 +30,13 @@ class BackboneFeatures(FeatureSettings):
         text_options: Arguments of the pipeline's `encode_prompt`, in place of its defaults.
         cells: Size in cells of the backbone, in place of `image_size`: 60 is 960 pixels at a stride of 16.
         bank_dtype: Dtype in which streams are kept: "float32", "bfloat16" or "float16".
-        bank_gib: Most memory that the streams of one data set may take, in GiB.
+        bank_gib: Most memory that the streams of one data set may take, in GiB. More than that is refused; with a
+            `store`, images leave memory and come back from there.
         num_workers: Processes that decode and prepare images.
         batch_size: Images per call of the backbone.
+        store: Folder of feature stores, in which streams are looked for before they are computed, and kept for later
+            runs; None keeps nothing. See `docs/store.md`.
+        store_only: Read the store alone: refuse images that it lacks.
     """
 
     backbone: str = "ditf-tiny"
@@ -48,6 +52,8 @@ class BackboneFeatures(FeatureSettings):
     bank_gib: float = 4.0
     num_workers: int = 0
     batch_size: int = 16
+    store: str | None = None
+    store_only: bool = False
 
     def extractor_options(self) -> dict[str, Any]:
         """Arguments of `FeatureExtractor`, as plain values."""

@@ -1,18 +1,24 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import ImageSource, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
+from ditf_probe.features.store import FeatureStore, definition_of
+from ditf_probe.features.stored import StoredBank
 from ditf_probe.geometry import crop_features
-from ditf_probe.tasks.prompts import condition_settings, conditions_for
+from ditf_probe.tasks.prompts import condition_settings, condition_words, conditions_for
 from ditf_probe.tasks.settings import BackboneFeatures
+from ditf_probe.tasks.together import fill_together
 
 
 class Stream:
@@ -38,11 +44,20 @@ class Stream:
             raise InputError(
                 "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
             )
-        self._empty().calibrate(dataset, **self._loading(dataset))
+        bank, loading = self._empty(), self._loading(dataset)
+        if isinstance(bank, StoredBank):
+            fill_together(bank, dataset, None, **loading)
+        bank.calibrate(dataset, **loading)
 
     def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
-        """Computes the images of a data set, or some of them, that are not in the bank yet."""
-        self.bank.fill(dataset, ids, **self._loading(dataset))
+        """Computes the images of a data set, or some of them, that are not in the bank yet.
+
+        Ranks that share a store divide what it lacks, so that all of them must open a data set, each with its images.
+        """
+        loading = self._loading(dataset)
+        if isinstance(self.bank, StoredBank):
+            fill_together(self.bank, dataset, ids, **loading)
+        self.bank.fill(dataset, ids, **loading)
 
     def close(self) -> None:
         """Forgets all images."""
@@ -61,6 +76,20 @@ class Stream:
         tapped = self.bank.tapped([side.image_id for side in sides])
         chosen = {block: tapped[block] for block in blocks}
         return self.extractor.features(chosen, modulation=modulation, discard=discard, position_debias=position_debias)
+
+    def tapped(self, images: Tensor, ids: Sequence[str], conditions: list[str] | None = None) -> dict[int, TappedBlock]:
+        """The tapped blocks of images that are at hand, as a batch; with a store, from there or written to it.
+
+        Args:
+            images: `(B, 3, H, W)` uint8 RGB of the original size.
+            ids: Seeds of the noise; equal ids mean equal pixels.
+            conditions: One text per image; None is the null condition.
+        """
+        if isinstance(self.bank, StoredBank):
+            return self.bank.through(images, ids, conditions)
+        extractor = self.extractor
+        prepared = torch.stack([extractor.prepare(image) for image in images.cpu()])
+        return extractor.tapped(prepared.to(extractor.backbone.device), list(ids), conditions)
 
     def crop(self, features: Tensor, side: Side) -> Tensor:
         """Cuts padding off a map `(..., h, w)`, so that it covers the original image."""
@@ -87,4 +116,16 @@ class Stream:
         }
 
     def _empty(self) -> FeatureBank:
-        return FeatureBank(self.extractor, dtype=self.settings.bank_dtype, budget_gib=self.settings.bank_gib)
+        settings = self.settings
+        kept: dict[str, Any] = {"dtype": settings.bank_dtype, "budget_gib": settings.bank_gib}
+        if settings.store is None:
+            return FeatureBank(self.extractor, **kept)
+        return StoredBank(self.extractor, self._store, only=settings.store_only, **kept)
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        """The store of these features, opened once."""
+        settings, backbone = self.settings, self.extractor.backbone
+        assert settings.store is not None
+        definition = definition_of(self.extractor, settings.bank_dtype, condition_words(settings))
+        return FeatureStore(settings.store, definition, backbone.name, create=not settings.store_only)

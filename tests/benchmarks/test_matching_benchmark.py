@@ -83,10 +83,10 @@ def test_a_method_that_fails_is_named(benchmark, monkeypatch):
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["nothing"], 2)])
 def test_usage(arguments, code, benchmark, capsys):
     assert benchmark("__main__").main(arguments) == code
-    assert "usage: python -m benchmarks {matching,model_card,near_duplicates}" in capsys.readouterr()[code // 2]
+    assert "usage: python -m benchmarks {matching,model_card,near_duplicates,store}" in capsys.readouterr()[code // 2]
 
 
-@pytest.mark.parametrize("name", ["matching", "model_card", "near_duplicates"])
+@pytest.mark.parametrize("name", ["matching", "model_card", "near_duplicates", "store"])
 def test_every_argument_is_explained(name, benchmark, monkeypatch, capsys):
     explained = {}
     original = argparse.ArgumentParser.add_argument

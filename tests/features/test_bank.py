@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ditf_probe.errors import InputError
-from ditf_probe.features.bank import FeatureBank, equal_size_batches
+from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.loading import equal_size_batches
 
 Make = Callable[..., object]
 

@@ -1,6 +1,7 @@
 """Maps of single images are those that pairs are matched with."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +40,17 @@ def test_a_batch_equals_its_images(features: BackboneFeatures) -> None:
     together = rows(images, ["a", "b", "c"])["adaln"]
     for index, name in enumerate("abc"):
         torch.testing.assert_close(rows(images[index : index + 1], [name])["adaln"][0], together[index])
+
+
+def test_a_store_gives_the_same_maps(features: BackboneFeatures, tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = replace(features, store=str(tmp_path))
+    rows = chosen_rows(["raw", "adaln", "rgb", "untrained"])
+    expected = ImageRows(plan(Models("cpu"), features, rows))(images, ["a", "b", "c"])
+    for chosen in (kept, kept, replace(kept, store_only=True)):
+        found = ImageRows(plan(Models("cpu"), chosen, rows))(images, ["a", "b", "c"])
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_fusion_is_refused(features: BackboneFeatures) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -18,10 +19,11 @@ from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.prompt_cache import PromptCache, encoder_folder, write_manifest
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.data.image_module import ImageModule
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.errors import InputError
 from ditf_probe.probes import LinearProbe, load_probe
-from ditf_probe.tasks import CorrespondenceTask, ProbeTask
+from ditf_probe.tasks import CorrespondenceTask, ExtractionTask, ProbeTask
 from ditf_probe.tasks import prompts as module
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.prompts import encode_prompts, image_categories, prompts_for, read_captions
@@ -173,6 +175,27 @@ def test_a_category_prompt_is_used_and_recorded(
     asked = {"prompt": "a photo of a {category}", "captions": None, "captions_sha256": None}
     assert [record["conditions"] for record in records] == [asked, "null", asked]  # rgb patches read no text
     assert records[0]["backbone"]["prompts"]["pipeline"] == "FluxPipeline"
+
+
+def test_extracted_features_are_found_by_their_text(
+    flux_features: BackboneFeatures, seen: dict[str, Any], trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    """A store holds an image once for every text it had, and serves a test with the text that the test asks for."""
+    store = str(tmp_path / "store")
+    features = replace(flux_features, prompt="a photo of a {category}")
+    for animals, expected in ((("cat 0 1", "dog 3 4"), "0134"), (("cat 0 1", "cat 3 4"), "34")):
+        seen.clear()
+        trainer().predict(ExtractionTask(features, store), ImageModule({"animals": Animals(animals)}))
+        assert sorted(seen) == sorted(expected)
+    seen.clear()
+    found = []
+    for chosen in (features, replace(features, store=store, store_only=True)):
+        task = CorrespondenceTask(chosen, rows=["adaln"], run_dir=str(tmp_path / "run"))
+        trainer().test(task, PairDataModule(test={"animals": Animals(("cat 0 1", "dog 3 4"))}), verbose=False)
+        found.append(task.result().datasets[0].rows[0].predictions)
+    assert sorted(seen) == ["0", "1", "3", "4"], "the run without the store"
+    for name in ("x", "y", "similarity"):
+        np.testing.assert_array_equal(getattr(found[0], name), getattr(found[1], name))
 
 
 def test_probes_train_on_captions(

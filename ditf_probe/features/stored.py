@@ -1,0 +1,202 @@
+"""A feature bank over a store on disk: what any run has computed before is read, what is new is written."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditf_probe.backbones.base import TappedBlock
+from ditf_probe.data.pairs import ImageSource
+from ditf_probe.errors import InputError
+from ditf_probe.features.bank import FeatureBank, nbytes_of, row_of
+from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.store import FeatureStore
+
+_MOST_HELD = 20_000  # each may be the last view of a mapped file, of which Linux allows a process 65,530
+
+
+class StoredBank(FeatureBank):
+    """A bank whose images are in a store, and of which as many stay in memory as fit the budget.
+
+    Images leave memory when others need the room, those first that were asked for longest ago, and come back from the
+    store. So the budget bounds memory and refuses nothing; what must fit is the disk.
+
+    Args:
+        extractor: As in `FeatureBank`.
+        store: Where streams are kept, of the definition of this extractor and dtype.
+        dtype: As in `FeatureBank`.
+        budget_gib: Most memory that streams may take, in GiB; those that are mapped from disk count as well.
+        only: Refuse to compute what the store lacks.
+
+    Raises:
+        InputError: As in `FeatureBank`.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        store: FeatureStore,
+        *,
+        dtype: str = "float32",
+        budget_gib: float = 4.0,
+        only: bool = False,
+    ) -> None:
+        super().__init__(extractor, dtype=dtype, budget_gib=budget_gib)
+        self.store, self.only = store, only
+        self._keys: dict[str, str] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._held = 0
+
+    def __len__(self) -> int:
+        """Number of images that can be asked for."""
+        return len(self._keys)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._keys and self._has(str(image_id))
+
+    @property
+    def planned(self) -> list[str]:
+        """Images that can be asked for, or are yet to be computed."""
+        return list(self._keys)
+
+    def key(self, image_id: str) -> str:
+        """Entry of a planned image in the store."""
+        return self._keys[image_id]
+
+    def plan(
+        self,
+        dataset: ImageSource,
+        ids: Sequence[str] | None = None,
+        conditions: Callable[[list[str]], Any] | None = None,
+    ) -> dict[str, tuple[int, int]]:
+        """What `fill` would compute; see `FeatureBank.plan`.
+
+        Raises:
+            InputError: An id that the data set does not have, an image of another size than the store has it, too
+                little room on the disk; or, where nothing is to be computed, images that the store lacks.
+        """
+        self.store.refresh()
+        sizes = dataset.image_sizes()
+        names = list(dict.fromkeys(sizes if ids is None else ids))
+        canvases = self._canvases(dataset.name, names, sizes)
+        self._expect(names, sizes, entry_keys(names, conditions))
+        missing = {name: canvases[name] for name in names if not self._has(name)}
+        self._admit(list(missing), list(missing.values()))
+        return missing
+
+    def through(
+        self, images: Tensor, ids: Sequence[str], conditions: list[Any] | None = None
+    ) -> dict[int, TappedBlock]:
+        """The tapped blocks of images that are at hand: from the store, or computed and written now.
+
+        Args:
+            images: `(B, 3, H, W)` uint8 RGB of the original size.
+            ids: Their ids.
+            conditions: One plain value per image; None is the null condition.
+
+        Returns:
+            As `tapped`.
+
+        Raises:
+            InputError: As in `plan` and `keep`.
+        """
+        size = (images.shape[2], images.shape[3])
+        given = None if conditions is None else dict(zip(ids, conditions, strict=True))
+        names = list(dict.fromkeys(ids))
+
+        def chosen(some: list[str]) -> list[Any] | None:
+            return None if given is None else [given[name] for name in some]
+
+        self._expect(names, dict.fromkeys(names, size), entry_keys(names, chosen))
+        missing = [name for name in names if not self._has(name)]
+        if missing:
+            self._admit(missing, [self.extractor.transform(size).canvas] * len(missing))
+            prepared = torch.stack([self.extractor.prepare(images[ids.index(name)].cpu()) for name in missing])
+            device = self.extractor.backbone.device
+            self.keep(missing, self.extractor.tapped(prepared.to(device), missing, chosen(missing)))
+        return self.tapped(ids)
+
+    def write(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> dict[int, TappedBlock]:
+        """Writes the tapped blocks of a batch of planned images.
+
+        Returns:
+            What was written: the blocks in CPU memory, in the dtype of the store.
+
+        Raises:
+            InputError: Streams are not finite or too large for the dtype, or they cannot be written.
+        """
+        kept = {index: self._converted(block) for index, block in tapped.items()}
+        self.store.write([self.key(name) for name in names], [self._sizes[name] for name in names], kept)
+        return kept
+
+    def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
+        """As `write`, and holds the images in memory as long as there is room."""
+        kept = self.write(names, tapped)
+        for row, name in enumerate(names):
+            self._hold(self.key(name), {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
+
+    def _entry(self, image_id: str) -> dict[int, TappedBlock]:
+        if image_id not in self:
+            return super()._entry(image_id)  # says so
+        key = self._keys[image_id]
+        if key in self._blocks:
+            self._blocks[key] = self._blocks.pop(key)  # to the end: asked for last
+        else:
+            self._hold(key, self.store.read(key, self.extractor.blocks))
+        return self._blocks[key]
+
+    def _has(self, image_id: str) -> bool:
+        key = self._keys[image_id]
+        return key in self._blocks or self.store.has(key, self.extractor.blocks)
+
+    def _hold(self, key: str, blocks: dict[int, TappedBlock]) -> None:
+        """Takes an entry into memory, the last of all to leave; it stays even where it is larger than the budget."""
+        self._held += _nbytes(blocks) - _nbytes(self._blocks.pop(key, {}))
+        self._blocks[key] = blocks
+        while (self._held > self.budget or len(self._blocks) > _MOST_HELD) and len(self._blocks) > 1:
+            self._held -= _nbytes(self._blocks.pop(next(iter(self._blocks))))
+
+    def _expect(self, names: Sequence[str], sizes: Mapping[str, tuple[int, int]], keys: Sequence[str]) -> None:
+        """Remembers what images are called in the store, and refuses those that are of another size there."""
+        self._keys |= dict(zip(names, keys, strict=True))
+        self._sizes |= {name: sizes[name] for name in names}
+        for name, key in zip(names, keys, strict=True):
+            if self.store.has(key, self.extractor.blocks) and self.store.size(key) != sizes[name]:
+                there, here = (" x ".join(map(str, size)) for size in (self.store.size(key), sizes[name]))
+                remedy = f"it is {there} in {self.store.folder} and {here} here, but ids must mean equal pixels"
+                raise InputError("ids", name, f"{remedy}: name another store")
+
+    def _admit(self, missing: Sequence[str], canvases: Sequence[tuple[int, int]]) -> None:
+        """Refuses to compute what may not be computed, or would not fit the disk."""
+        if missing and self.only:
+            lacking = f"{self.store.folder} lacks {len(missing)} images, {missing[0]} first"
+            raise InputError("store_only", True, f"{lacking}; extract them first, or set it to false")
+        if missing:
+            self.store.check_space(self.estimate(canvases), len(missing))
+
+
+def entry_keys(ids: Sequence[str], conditions: Callable[[list[str]], Any] | None) -> list[str]:
+    """Keys of images in a store: the id, and a hash of its condition where there is one.
+
+    Args:
+        ids: Image ids.
+        conditions: From ids to their conditions, as plain values (texts or class labels).
+
+    Raises:
+        InputError: Conditions that are no list of one plain value per image.
+    """
+    found = None if conditions is None else conditions(list(ids))
+    if found is None:
+        return list(ids)
+    if not isinstance(found, list) or len(found) != len(ids) or not all(isinstance(x, str | int) for x in found):
+        raise InputError("conditions", type(found).__name__, "a store takes a list of texts or class labels")
+    digests = {value: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for value in set(found)}
+    return [f"{image_id} {digests[value]}" for image_id, value in zip(ids, found, strict=True)]
+
+
+def _nbytes(blocks: Mapping[int, TappedBlock]) -> int:
+    return sum(map(nbytes_of, blocks.values()))

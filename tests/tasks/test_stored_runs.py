@@ -1,0 +1,163 @@
+"""Runs over a feature store find what runs without one find, bit for bit, and a second run computes nothing."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.comparison.predictions_files import write_predictions
+from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.errors import InputError
+from ditf_probe.metrics.predictions import COLUMNS
+from ditf_probe.probes import LinearProbe
+from ditf_probe.tasks import CorrespondenceTask, ProbeTask
+from ditf_probe.tasks.settings import BackboneFeatures
+
+ROWS = ["raw", "adaln+discard_post", "adaln+debias", "rgb", "untrained"]
+Trainer = Callable[..., L.Trainer]
+
+
+def record(patch: pytest.MonkeyPatch) -> list[str]:
+    """Every image that a diffusion backbone is given, with the name of the backbone."""
+    seen: list[str] = []
+    forward = DiffusionBackbone.forward
+
+    def recorded(self: Any, images: torch.Tensor, **arguments: Any) -> Any:
+        seen.extend(f"{self.name} {image_id}" for image_id in arguments["image_ids"])
+        return forward(self, images, **arguments)
+
+    patch.setattr(DiffusionBackbone, "forward", recorded)
+    return seen
+
+
+def compare(features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, run_dir: Path, **options: Any) -> Any:
+    task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir), **options)
+    trainer().test(task, pairs, verbose=False)
+    return task.result()
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    assert first.settings == second.settings
+    for one, two in zip(first.datasets, second.datasets, strict=True):
+        for a, b in zip(one.rows, two.rows, strict=True):
+            assert a.name == b.name
+            for name in COLUMNS:
+                np.testing.assert_array_equal(getattr(a.predictions, name), getattr(b.predictions, name))
+
+
+@pytest.mark.parametrize("gib", [4.0, 1e-5])
+def test_a_comparison_is_the_same_with_a_store(
+    features: BackboneFeatures,
+    pairs: PairDataModule,
+    trainer: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gib: float,
+) -> None:
+    """Cold and warm, with memory for all images or for one or two."""
+    passes = record(monkeypatch)
+    plain = compare(features, pairs, trainer, tmp_path)
+    kept = replace(features, store=str(tmp_path / "store"), bank_gib=gib)
+    before = len(passes)
+    assert_equal(plain, compare(kept, pairs, trainer, tmp_path))
+    assert len(passes) > before
+    before = len(passes)
+    assert_equal(plain, compare(kept, pairs, trainer, tmp_path))
+    assert_equal(plain, compare(replace(kept, store_only=True), pairs, trainer, tmp_path))
+    assert len(passes) == before, "a warm store runs no model"
+    folders = list((tmp_path / "store").iterdir())
+    names = {path.name.rpartition("-")[0] for path in folders}
+    assert len(folders) == 3, "the model, its untrained control, and colours"
+    assert names == {"FluxTransformer2DModel", "rgb-patches"}
+
+
+def test_training_is_the_same_with_a_store(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
+) -> None:
+    weights = []
+    for store in (None, "store", "store"):
+        torch.manual_seed(0)
+        chosen = replace(features, store=store and str(tmp_path / store), bank_gib=1e-5 if store else 4.0)
+        linear: Any = {"linear": lambda channels, blocks: LinearProbe(channels, blocks, width=4)}
+        task = ProbeTask(chosen, linear, run_dir=str(tmp_path / "run"))
+        trainer(max_epochs=2, num_sanity_val_steps=0).fit(task, pairs)
+        weights.append(task.probes.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
+
+
+def test_a_store_that_lacks_images_is_one_line(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    with pytest.raises(InputError, match="holds no store"):
+        compare(replace(features, store=store, store_only=True), pairs, trainer, tmp_path)
+    compare(replace(features, store=store), pairs, trainer, tmp_path)
+    with pytest.raises(
+        InputError, match=r"holds no such features, the closest are .*: timestep \(200 there, 300 here\)"
+    ):
+        compare(replace(features, store=store, timestep=300, store_only=True), pairs, trainer, tmp_path)
+
+
+def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "use_distributed_sampler": False}
+    with pytest.MonkeyPatch.context() as patch:
+        computed = record(patch)
+        task = CorrespondenceTask(features, ROWS, run_dir=str(run_dir))
+        trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, **quiet)
+        trainer.test(task, pairs, verbose=False)
+    (run_dir / f"rank{trainer.global_rank}.json").write_text(json.dumps(computed))
+    if trainer.is_global_zero:
+        write_predictions(run_dir, task.result())
+
+
+def two_ranks(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> list[list[str]]:
+    """Tests on two ranks, and returns the images that each has computed, with the model."""
+    run_dir.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start: Callable[..., Any] = multiprocessing.start_processes
+    start(_process, args=(port, features, pairs, run_dir), nprocs=2, start_method="fork")
+    return [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def same_files(first: Path, second: Path) -> bool:
+    one, two = (sorted(folder.rglob("*.csv")) for folder in (first, second))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) > 2
+    return all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_ranks_share_the_work_and_find_the_same_bits(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is computed by one rank; whoever reads the store afterwards, one rank or two, finds the same bits."""
+    alone = record(monkeypatch)
+    compare(features, pairs, trainer, tmp_path)
+    kept = replace(features, store=str(tmp_path / "store"))
+    first, second = two_ranks(kept, pairs, tmp_path / "cold")
+    assert sorted([*first, *second]) == sorted(set(alone)), "each image of each model once, by either rank"
+    assert first
+    assert second
+    assert two_ranks(kept, pairs, tmp_path / "warm") == [[], []]
+    assert same_files(tmp_path / "cold", tmp_path / "warm")
+    found = compare(replace(kept, store_only=True), pairs, trainer, tmp_path)
+    (tmp_path / "one").mkdir()
+    write_predictions(tmp_path / "one", found)
+    assert same_files(tmp_path / "cold", tmp_path / "one")
