@@ -10,43 +10,49 @@ from torch import Tensor
 from ditf_probe.backbones.base import Backbone, Tap
 from ditf_probe.backbones.checks import check_blocks
 
+ROOM = 2**28
+"""Bytes of weights that stay beside each other: loading small models again would cost more than their memory."""
+
 
 class ModelSlot:
-    """Room for one loaded backbone; whoever comes next takes the place of the one that is there.
+    """Room for one large loaded backbone, or for several small ones; who comes next takes the place of those here.
 
     A backbone that is dropped is gone from the device and from CPU memory, and comes back by loading it again. Parking
     it in CPU memory would be quicker, but needs room for all of them together, and weights that are quantised or
     offloaded cannot be moved back and forth.
 
     Args:
-        together: Room for all of them instead: nothing is ever dropped. For tasks that take turns image by image.
+        room: Bytes of weights up to which several backbones stay; None drops nothing, ever, for tasks whose rows take
+            turns image by image.
     """
 
-    def __init__(self, together: bool = False) -> None:
-        self.together = together
+    def __init__(self, room: int | None = ROOM) -> None:
+        self.room = room
         self._models: dict[ReloadableBackbone, Backbone] = {}
 
     def take(self, owner: "ReloadableBackbone") -> Backbone:
-        """The loaded backbone of an owner; what was here before is dropped first, unless the owner is made from it."""
+        """The loaded backbone of an owner; large ones that were here are dropped first, unless it is made from them."""
         if owner not in self._models:
-            if not self.together and owner.origin not in self._models:
+            if self._full() and owner.origin not in self._models:
                 self.clear()
-            model = owner.load()
-            if not self.together:
-                self.clear()
-            self._models[owner] = model
+            self._models[owner] = owner.load()
+            if self._full():
+                self.clear(owner)
         return self._models[owner]
 
-    def clear(self) -> None:
-        """Drops every backbone that is here, and gives its memory back."""
-        if self._models:
-            for owner, model in self._models.items():
-                owner.remember(model)
-            del owner, model
-            self._models.clear()
+    def clear(self, kept: "ReloadableBackbone | None" = None) -> None:
+        """Drops every backbone that is here, but for one, and gives their memory back."""
+        dropped = [owner for owner in self._models if owner is not kept]
+        for owner in dropped:
+            owner.remember(self._models.pop(owner))
+        if dropped:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _full(self) -> bool:
+        weights = (weight for model in self._models.values() for weight in (*model.parameters(), *model.buffers()))
+        return self.room is not None and sum(weight.nbytes for weight in weights) > self.room
 
 
 class ReloadableBackbone(Backbone):

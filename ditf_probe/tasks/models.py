@@ -11,7 +11,7 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.backbones.description import describe_backbone
 from ditf_probe.backbones.loading import load_backbone
-from ditf_probe.backbones.reloadable import ModelSlot, ReloadableBackbone
+from ditf_probe.backbones.reloadable import ROOM, ModelSlot, ReloadableBackbone
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.tasks.prompts import loading_options
@@ -24,7 +24,7 @@ class Models:
 
     All share one slot of memory: the images of a data set are computed by one backbone after the other, and matching
     needs their streams only. So two large backbones never stand on the device together, at the price of loading each
-    once to check its settings and once per data set. A backbone that is alone is loaded once.
+    once to check its settings and once per data set. A backbone that is alone, or small, is loaded once.
 
     Args:
         device: Where they compute.
@@ -41,7 +41,7 @@ class Models:
     ) -> None:
         self.device = device
         self._requests = requests
-        self._slot = ModelSlot(together)
+        self._slot = ModelSlot(None if together else ROOM)
         self._found: dict[tuple[str, str, str, str], Backbone] = {}
 
     def __getitem__(self, features: BackboneFeatures) -> Backbone:

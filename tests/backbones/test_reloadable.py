@@ -57,7 +57,7 @@ def assert_equal_runs(first: Backbone, second: Backbone, images: torch.Tensor) -
 
 
 def test_a_lone_backbone_is_loaded_once(dit_loads: Loads, images: torch.Tensor) -> None:
-    backbone = ReloadableBackbone(dit_loads, ModelSlot())
+    backbone = ReloadableBackbone(dit_loads, ModelSlot(room=0))
     for _ in range(2):
         assert_equal_runs(backbone, load_backbone(dit_loads.folder, device="cpu"), images)
     assert backbone.settings() == backbone.model.settings()
@@ -65,7 +65,7 @@ def test_a_lone_backbone_is_loaded_once(dit_loads: Loads, images: torch.Tensor) 
 
 
 def test_backbones_take_turns(dit_loads: Loads, flux_loads: Loads, images: torch.Tensor) -> None:
-    slot = ModelSlot()
+    slot = ModelSlot(room=0)
     dit, flux = ReloadableBackbone(dit_loads, slot), ReloadableBackbone(flux_loads, slot)
     assert (dit_loads.alive, flux_loads.alive) == (0, 1)
     assert_equal_runs(dit, load_backbone(dit_loads.folder, device="cpu"), images)
@@ -80,7 +80,7 @@ def test_backbones_take_turns(dit_loads: Loads, flux_loads: Loads, images: torch
 
 
 def test_the_untrained_control_takes_its_turn(dit_loads: Loads, images: torch.Tensor) -> None:
-    slot = ModelSlot()
+    slot = ModelSlot(room=0)
     trained = ReloadableBackbone(dit_loads, slot)
     control = trained.untrained(seed=3)
     assert dit_loads.alive == 0
@@ -96,11 +96,11 @@ def test_the_untrained_control_takes_its_turn(dit_loads: Loads, images: torch.Te
 
 def test_what_cannot_be_loaded_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="backbone"):
-        ReloadableBackbone(partial(load_backbone, tmp_path), ModelSlot())
+        ReloadableBackbone(partial(load_backbone, tmp_path), ModelSlot(room=0))
 
 
 def test_nothing_of_the_contract_is_left_to_its_defaults(dit_loads: Loads) -> None:
-    backbone = ReloadableBackbone(dit_loads, ModelSlot())
+    backbone = ReloadableBackbone(dit_loads, ModelSlot(room=0))
     for name in Backbone.__annotations__:
         assert getattr(backbone, name) == getattr(backbone.model, name)
     # Makes another backbone; stays in eval mode; made of channels_at and stride_at.
@@ -114,7 +114,7 @@ def test_nothing_of_the_contract_is_left_to_its_defaults(dit_loads: Loads) -> No
 
 
 def test_together_nothing_is_loaded_twice(dit_loads: Loads, flux_loads: Loads, images: torch.Tensor) -> None:
-    slot = ModelSlot(together=True)
+    slot = ModelSlot(None)
     dit, flux = ReloadableBackbone(dit_loads, slot), ReloadableBackbone(flux_loads, slot)
     untrained = dit.untrained()
     for _ in range(2):
@@ -124,3 +124,17 @@ def test_together_nothing_is_loaded_twice(dit_loads: Loads, flux_loads: Loads, i
     assert dit_loads.alive == flux_loads.alive == 1
     slot.clear()
     assert dit_loads.alive == flux_loads.alive == 0
+
+
+def test_small_ones_stay_up_to_a_size(dit_loads: Loads, flux_loads: Loads, images: torch.Tensor) -> None:
+    dit = ReloadableBackbone(dit_loads, ModelSlot(room=0))
+    size = sum(weight.nbytes for weight in (*dit.model.parameters(), *dit.model.buffers()))
+    dit_loads.loaded.clear()
+    slot = ModelSlot(room=size)  # room for the one, not for both
+    dit, flux = ReloadableBackbone(dit_loads, slot), ReloadableBackbone(flux_loads, slot)
+    assert (dit_loads.alive, flux_loads.alive) == (0, 1)
+    roomy = ModelSlot(room=100 * size)
+    dit, flux = ReloadableBackbone(dit_loads, roomy), ReloadableBackbone(flux_loads, roomy)
+    for backbone in (dit, flux, dit):
+        backbone(images, **RUN)
+    assert len(dit_loads.loaded) == len(flux_loads.loaded) == 2

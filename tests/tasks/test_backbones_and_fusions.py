@@ -103,9 +103,13 @@ def test_equal_passes_are_shared_and_others_are_not(
 
 def test_a_backbone_is_loaded_once_per_data_set(
     features: BackboneFeatures, pixels: BackboneFeatures, loaded: list[str], pairs: PairDataModule, trainer: Make,
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     others = {"pixels": pixels, "again": replace(features, timestep=20)}
+    trainer().test(CorrespondenceTask(features, ["adaln"], others=others, run_dir=str(tmp_path)), pairs, verbose=False)
+    assert loaded == ["small", "pixels"]  # small ones stay
+    loaded.clear()
+    monkeypatch.setattr("ditf_probe.tasks.models.ROOM", 0)
     task = CorrespondenceTask(features, ["adaln"], others=others, run_dir=str(tmp_path))
     trainer().test(task, pairs, verbose=False)
     # To check the settings, then for each of two data sets; the last one of a round is still there.

@@ -190,6 +190,7 @@ def test_each_backbone_sees_every_image_once_and_is_not_reloaded(
 
     monkeypatch.setattr(FeatureExtractor, "tapped", watched)
     monkeypatch.setattr(models, "load_backbone", counted)
+    monkeypatch.setattr(models, "ROOM", 0)  # as if they were large
     task = HomographyTask(features, ["raw", "adaln", "untrained"], run_dir=str(tmp_path), detector=Sift(20), sift=False)
     trainer().test(task, module, verbose=False)
     assert len(set(seen)) == len(seen) == 2 * 18
