@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, FluxTransformer2DModel
 from torch import nn
 
+from ditf_probe.backbones import loading
+
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
@@ -272,3 +274,22 @@ class TextFolders:
         """Sets entries of `model_index.json`."""
         file = folder / "model_index.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+_AUTOENCODERS: dict[Any, Any] = {}
+
+
+@pytest.fixture
+def autoencoders_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads the autoencoder of a folder once for many transformers; half of the time of a tiny pipeline goes there."""
+    load = loading.load_model
+
+    def load_once(folder: Path, *arguments: Any, **options: Any) -> Any:
+        if folder.name != "vae":
+            return load(folder, *arguments, **options)
+        key = (folder, *arguments)
+        if key not in _AUTOENCODERS:
+            _AUTOENCODERS[key] = load(folder, *arguments, **options)
+        return _AUTOENCODERS[key]
+
+    monkeypatch.setattr(loading, "load_model", load_once)

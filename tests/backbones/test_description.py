@@ -32,6 +32,8 @@ FLUX_DEV = {
 
 LAST = {"last_block": 28, "last_tap": "attention"}
 
+pytestmark = pytest.mark.usefixtures("autoencoders_once")
+
 
 def linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs

@@ -29,6 +29,8 @@ T = 260
 IDS = ["a", "b"]
 CASES = [(name, tap) for name, family in FAMILIES.items() for tap in ("attention", "mlp")]
 
+pytestmark = pytest.mark.usefixtures("autoencoders_once")
+
 
 def randomise(model: nn.Module) -> nn.Module:
     """Random parameters and statistics, so that no AdaLN is the identity by accident."""

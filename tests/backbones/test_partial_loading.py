@@ -22,6 +22,8 @@ from ditf_probe.errors import InputError
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RUN = {"timestep": 260, "image_ids": ["a"]}
 
+pytestmark = pytest.mark.usefixtures("autoencoders_once")
+
 
 def randomise(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -209,8 +208,8 @@ def test_a_full_disk_leaves_nothing_behind(
     streams.check(reopened(store, definition), [0, 1])
 
 
-def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path, definition: dict[str, Any]) -> None:
-    """Shards are empty files here, and journals say so: opening reads no shard."""
+def test_a_hundred_thousand_entries_open_without_a_look_at_shards(tmp_path: Path, definition: dict[str, Any]) -> None:
+    """Shards are empty files here: opening reads none. How long it takes: `python -m benchmarks store`."""
     folder, lines = FeatureStore(tmp_path, definition).folder, []
     for number in range(6250):
         name = f"{'ab' * 6}-{number:06d}.safetensors"
@@ -218,8 +217,6 @@ def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path, definition:
         keys = [f"spair-71k/category/{16 * number + row:08d}.jpg" for row in range(16)]
         lines.append(json.dumps(asdict(Line(name, 0, [3], keys, [(375, 500)] * 16))))
     (folder / f"{'ab' * 6}.jsonl").write_text("\n".join(lines) + "\n")
-    start = time.process_time()
     opened = FeatureStore(tmp_path, definition)
-    assert time.process_time() - start < 1
     assert len(opened) == 100_000
     assert opened.has("spair-71k/category/00099999.jpg", [3])
