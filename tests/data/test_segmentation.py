@@ -1,5 +1,6 @@
 """Images with a class for every pixel: folders, ADE20K's layout, drawings, and damaged files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ditf_probe.commands import main
 from ditf_probe.data.drawing.raster import rasterise_mask
 from ditf_probe.data.drawn_masks import DrawnMasks
 from ditf_probe.data.segmentation import ADE20K, IGNORE, MaskFolder
@@ -180,3 +182,23 @@ def test_the_picture_of_a_mask_is_drawn_like_those_of_pretraining() -> None:
         DrawnMasks(num_images=0)
     with pytest.raises(InputError, match="image_size"):
         DrawnMasks(image_size=8)
+
+
+def test_verify_names_every_unknown_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path)
+    main(["verify", "mask-folder", str(tmp_path), "--set", "classes=3"])
+    assert "files: 4, images: 2, classes: 3; problems: 0" in capsys.readouterr().out
+    for name in ("a/one", "b/two"):
+        write(tmp_path / "masks" / f"{name}.png", np.full((6, 8), 9))
+    with pytest.raises(SystemExit) as end:
+        main(["verify", "mask-folder", str(tmp_path), "--set", "classes=3", "--keep-going"])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [next(name for name in ("one.png", "two.png") if name in line) for line in lines] == ["one.png", "two.png"]
+
+
+def test_official_counts_of_ade20k() -> None:
+    root = os.environ.get("DITF_PROBE_ADE20K")
+    if root is None:
+        pytest.skip("needs ADE20K: set DITF_PROBE_ADE20K to its folder ADEChallengeData2016")
+    assert (len(ADE20K(root, "training")), len(ADE20K(root, "validation"))) == (20_210, 2_000)
