@@ -64,7 +64,7 @@ class DenseMatches(L.Callback):
         if max_cycle is not None and not max_cycle >= 0:
             raise InputError("max_cycle", max_cycle, "give a distance in pixels, or None for one cell")
         self.num_pairs, self.rows = num_pairs, tuple(rows)
-        self.options = {"stride": stride, "max_cycle": max_cycle, "mutual": mutual}
+        self.stride, self.max_cycle, self.mutual = stride, max_cycle, mutual
         self._chosen: list[list[int]] = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,7 +106,15 @@ class DenseMatches(L.Callback):
 
     def _match(self, matcher: MapMatcher, pair: Pair) -> Matches:
         source, target = matcher.maps(pair)
-        return match_dense(source, target, pair.source.size, pair.target.size, **self.options)  # type: ignore[arg-type]
+        return match_dense(
+            source,
+            target,
+            pair.source.size,
+            pair.target.size,
+            stride=self.stride,
+            max_cycle=self.max_cycle,
+            mutual=self.mutual,
+        )
 
     def _keep(self, trainer: L.Trainer, task: Any, key: Key, pair: Pair, matches: Matches) -> None:
         dataset, index, row = key
@@ -135,5 +143,6 @@ class DenseMatches(L.Callback):
         facts = {"dataset": dataset, "pair": str(index), "row": row, "category": pair.category}
         for name, side in (("source", pair.source), ("target", pair.target)):
             facts |= {name: side.image_id, f"{name}_size": f"{side.size[0]} high, {side.size[1]} wide"}
-        facts |= {name: str(value) for name, value in self.options.items()}
+        options = {"stride": self.stride, "max_cycle": self.max_cycle, "mutual": self.mutual}
+        facts |= {name: str(value) for name, value in options.items()}
         return facts | {f"unit of {name}": unit for name, unit in UNITS.items()}
