@@ -23,3 +23,11 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED}, which this machine does not have")
     return SHARED
+
+
+HEAVY = ("test_cli.py", "test_partial_loading.py", "test_families.py", "test_killed_training.py", "test_description.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: workers take whole files, and one that starts last would keep the other waiting."""
+    items.sort(key=lambda item: item.path.name not in HEAVY)

@@ -21,6 +21,7 @@ TINY = [
     "--data.init_args.test.synthetic.init_args.num_pairs", "8",
     "--data.init_args.test.warped.init_args.num_pairs", "5",
     "--data.init_args.test.stereo.init_args.num_pairs", "2",
+    "--trainer.callbacks", "[{class_path: ditf_probe.callbacks.MatchPictures, init_args: {num_pairs: 1}}]",
 ]  # fmt: skip
 
 

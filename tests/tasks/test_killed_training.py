@@ -1,18 +1,19 @@
 """A training that was killed goes on from its last checkpoint: the command of the README, in processes of their own."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ditf_probe.cli import train
+from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.probes import load_probe
 
-ROOT = Path(__file__).parents[2]
 STEPS, EPOCHS = 8, 3
 SMALL = [
     "--model.init_args.features.image_size", "32",
@@ -25,9 +26,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(run_dir: Path) -> list[str]:
-    config = ["--config", "configs/quickstart.yaml", "--run_dir", str(run_dir)]
-    return [sys.executable, "train.py", "fit", *config, *SMALL]
+def start(run_dir: Path, log: Path, *words: str) -> BaseProcess:
+    """What `train.py` runs, in a process that has everything imported already."""
+    config = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", str(run_dir)]
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
+    process.start()
+    return process
+
+
+def _train(log: Path, words: list[str]) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    train(words)
 
 
 def curves(run_dir: Path, version: int) -> dict[str, dict[int, float]]:
@@ -47,16 +58,14 @@ def steps_of(checkpoint: Path) -> int:
 def train_and_kill(run_dir: Path, log: Path) -> int:
     """Kills a training that has gone on after a checkpoint; returns the steps in the checkpoint."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(command(run_dir), cwd=ROOT, stdout=output, stderr=output, env=environment)
-        try:
-            while not (last.is_file() and max(curves(run_dir, 0)["train/loss"]) >= steps_of(last)):
-                assert process.poll() is None, f"ended before it was killed:\n{log.read_text()}"
-                time.sleep(0.05)
-        finally:
-            process.kill()
-            process.wait()
+    process = start(run_dir, log)
+    try:
+        while not (last.is_file() and max(curves(run_dir, 0)["train/loss"]) >= steps_of(last)):
+            assert process.is_alive(), f"ended before it was killed:\n{log.read_text()}"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.join()
     return steps_of(last)
 
 
@@ -64,10 +73,9 @@ def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> Non
     run_dir = tmp_path / "run"
     done = train_and_kill(run_dir, tmp_path / "log.txt")
     assert done in (STEPS, 2 * STEPS)
-    rest = subprocess.run(
-        [*command(run_dir), "--ckpt_path", "last"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert rest.returncode == 0, rest.stderr
+    rest = start(run_dir, tmp_path / "rest.txt", "--ckpt_path", "last")
+    rest.join(300)
+    assert rest.exitcode == 0, (tmp_path / "rest.txt").read_text()
 
     first, second = curves(run_dir, 0), curves(run_dir, 1)
     assert list(second["train/loss"]) == list(range(done, EPOCHS * STEPS))
