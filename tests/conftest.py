@@ -1,5 +1,6 @@
 """Shared by every test: one thread, no network, and where the optional real data are."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -31,3 +32,9 @@ HEAVY = ("test_cli.py", "test_partial_loading.py", "test_families.py", "test_kil
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: workers take whole files, and one that starts last would keep the other waiting."""
     items.sort(key=lambda item: item.path.name not in HEAVY)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays for the whole run: garbage collection need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
