@@ -92,7 +92,8 @@ def test_every_argument_is_explained(name, benchmark, monkeypatch, capsys):
     original = argparse.ArgumentParser.add_argument
 
     def add_argument(self, *names, **options):
-        explained[names[-1]] = options.get("help")
+        if self.prog.startswith("python -m benchmarks"):  # packages that are imported now have parsers of their own
+            explained[names[-1]] = options.get("help")
         return original(self, *names, **options)
 
     monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
