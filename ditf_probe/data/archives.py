@@ -103,7 +103,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: an encrypted entry, an unknown compression
         raise InputError("archive", str(path), f"cannot be extracted ({error}); unpack it by other means") from error
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -64,7 +64,7 @@ def test_subsets(root: Path) -> None:
     with pytest.raises(InputError, match="v_nothing"):
         HPatches(root, sequences=["v_nothing"])
     with pytest.raises(InputError, match="subset"):
-        HPatches(root, "caps")  # type: ignore[arg-type]
+        HPatches(root, "caps")
 
 
 DAMAGES = {

@@ -115,8 +115,8 @@ def test_draws_are_the_same_in_every_split_and_keep_groups_together() -> None:
     chosen = [HeldOut(whole, keypoints=0.4, seed=seed).keypoints for seed in range(100)]
     other = [HeldOut(split, keypoints=0.4, seed=seed).keypoints for seed in range(100)]
     assert chosen == other
-    assert all((1 in rows) == (2 in rows) for held in chosen for rows in held.values())  # type: ignore[union-attr]
-    share = [len(rows) / COUNTS[name] for held in chosen for name, rows in held.items()]  # type: ignore[union-attr]
+    assert all((1 in rows) == (2 in rows) for held in chosen for rows in held.values())
+    share = [len(rows) / COUNTS[name] for held in chosen for name, rows in held.items()]
     # Five keypoints, two of them drawn as one: the mean lies within 5 standard errors of 0.4.
     assert abs(sum(share) / len(share) - 0.4) < 5 * (0.24 * (3 + 4) / 25 / len(share)) ** 0.5
     assert len({str(held) for held in chosen}) > 20

@@ -104,7 +104,7 @@ def by_svd(source: np.ndarray, target: np.ndarray, count: int) -> tuple[np.ndarr
     cut, kept = source.shape[1] * source.shape[2], min(count, *centred.shape)
     return tuple(
         part[:, :kept].T.reshape(kept, *x.shape[1:]) for part, x in ((scores[:cut], source), (scores[cut:], target))
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.mark.parametrize("count", [3, 1280])

@@ -27,7 +27,7 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
         found.update(sums)
         return {"facts": "ü" + "".join(sums.values())}
 
-    write_safetensors(tmp_path / "mine", tensors, metadata)  # type: ignore[arg-type]
+    write_safetensors(tmp_path / "mine", tensors, metadata)
     save_file(tensors, tmp_path / "theirs")
     mine, theirs = load_file(tmp_path / "mine"), load_file(tmp_path / "theirs")
     assert mine.keys() == theirs.keys()
