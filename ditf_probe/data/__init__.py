@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ditf_probe.data.cub import CUB200
     from ditf_probe.data.datamodule import PairDataModule
     from ditf_probe.data.davis import DAVIS
+    from ditf_probe.data.flipped import Flipped
     from ditf_probe.data.hpatches import HPatches
     from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
@@ -31,6 +32,7 @@ __all__ = [
     "TSS",
     "AP10KGeoAware",
     "COCOKeypoints",
+    "Flipped",
     "HPatches",
     "HeldOut",
     "KeypointFolder",
@@ -55,6 +57,7 @@ _MODULES = {
     "COCOKeypoints": "coco",
     "CUB200": "cub",
     "DAVIS": "davis",
+    "Flipped": "flipped",
     "HeldOut": "subsets",
     "HPatches": "hpatches",
     "KeypointFolder": "own",

@@ -1,11 +1,14 @@
 """Lightning's view of the pair data sets: who trains, who validates, who is tested, on how many ranks."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ditf_probe.data.balanced import BalancedSampler
+from ditf_probe.data.loading_ahead import LoadedAhead
 from ditf_probe.data.pairs import Pair, PairDataset
 from ditf_probe.data.per_category import PairsPerCategory
 from ditf_probe.errors import InputError
@@ -29,6 +32,8 @@ class PairDataModule(L.LightningDataModule):
         batch_size: Pairs per batch and rank.
         num_workers: Worker processes per loader; 0 is best for annotations that are cheap to make.
         seed: Order of the training pairs.
+        balanced: Train on the categories in turns, so that each comes up as often as the others; see
+            `BalancedSampler`.
 
     Raises:
         InputError: If `batch_size` or `num_workers` is out of range and, at `setup`, if a data set
@@ -44,6 +49,7 @@ class PairDataModule(L.LightningDataModule):
         batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -54,6 +60,8 @@ class PairDataModule(L.LightningDataModule):
         self._whole = dict(self.test)
         self.calibration = train if calibration is None else calibration
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.balanced = balanced
+        self._completed: Callable[[PairLoader], LoadedAhead[Any]] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Checks that the data sets of the stage are there and hold pairs."""
@@ -79,9 +87,14 @@ class PairDataModule(L.LightningDataModule):
             for name, dataset in self._whole.items()
         }
 
-    def train_dataloader(self) -> PairLoader:
-        """Batches of training pairs, shuffled."""
-        return self._loader(_require("train", self.train), shuffle=True)
+    def complete_training_batches(self, completed: "Callable[[PairLoader], LoadedAhead[Any]] | None") -> None:
+        """Serves training batches with what a task adds to them; None serves the pairs alone again."""
+        self._completed = completed
+
+    def train_dataloader(self) -> PairLoader | LoadedAhead[Any]:
+        """Batches of training pairs, shuffled, with what `complete_training_batches` has asked for."""
+        loader = self._loader(_require("train", self.train), shuffle=True)
+        return loader if self._completed is None else self._completed(loader)
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         """Batches of validation pairs, in order; no loader without `val`."""
@@ -102,7 +115,11 @@ class PairDataModule(L.LightningDataModule):
 
     def _loader(self, dataset: PairDataset, shuffle: bool = False) -> PairLoader:
         # Lightning keeps a DistributedSampler that it finds and tells it the epoch.
-        sampler: DistributedSampler[Pair] = DistributedSampler(dataset, *self._ranks(), shuffle=shuffle, seed=self.seed)
+        sampler: DistributedSampler[Pair]
+        if shuffle and self.balanced:
+            sampler = BalancedSampler(dataset, *self._ranks(), seed=self.seed)
+        else:
+            sampler = DistributedSampler(dataset, *self._ranks(), shuffle=shuffle, seed=self.seed)
         as_list: Callable[[list[Pair]], list[Pair]] = list
         return DataLoader(
             dataset,
@@ -111,6 +128,7 @@ class PairDataModule(L.LightningDataModule):
             collate_fn=as_list,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # seeds of workers are not drawn from that of the process, which trains
         )
 
     def _ranks(self) -> tuple[int, int]:

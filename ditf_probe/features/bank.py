@@ -153,6 +153,14 @@ class FeatureBank:
             found[index] = TappedBlock.join(parts, _joined).map(lambda x: x.to(device))
         return found
 
+    def entry(self, image_id: str) -> dict[int, TappedBlock]:
+        """The tapped blocks of one image as they are kept: `(1, ...)` in CPU memory, to read and not to change.
+
+        Raises:
+            InputError: It is not in the bank.
+        """
+        return self._entry(image_id)
+
     def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
         """Calibrates the extractor on images of a data set.
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class StoredBank(FeatureBank):
         self._keys: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._held = 0
+        self._lock = Lock()  # a training reads ahead in a thread while it validates
 
     def __len__(self) -> int:
         """Number of images that can be asked for."""
@@ -143,11 +145,12 @@ class StoredBank(FeatureBank):
         if image_id not in self:
             return super()._entry(image_id)  # says so
         key = self._keys[image_id]
-        if key in self._blocks:
-            self._blocks[key] = self._blocks.pop(key)  # to the end: asked for last
-        else:
-            self._hold(key, self.store.read(key, self.extractor.blocks))
-        return self._blocks[key]
+        with self._lock:
+            if key in self._blocks:
+                self._blocks[key] = self._blocks.pop(key)  # to the end: asked for last
+            else:
+                self._hold(key, self.store.read(key, self.extractor.blocks))
+            return self._blocks[key]
 
     def _has(self, image_id: str) -> bool:
         key = self._keys[image_id]

@@ -28,6 +28,7 @@ from ditf_probe.geometry.points import (
     check_size,
     grid_coordinates,
     grid_points,
+    mirror_points,
     resize_points,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "fit",
     "grid_coordinates",
     "grid_points",
+    "mirror_points",
     "prepare_image",
     "resize_points",
 ]

@@ -34,6 +34,23 @@ def resize_points(points: Tensor, from_size: Sequence[int], to_size: Sequence[in
     return ((exact + 0.5) * scale - 0.5).to(points.device, points.dtype)
 
 
+def mirror_points(points: Tensor, width: int) -> Tensor:
+    """Carries points along when an image is flipped left to right.
+
+    Args:
+        points: `(..., 2)` floating point, (x, y) in pixels of the image.
+        width: Width of the image in pixels.
+
+    Returns:
+        `(..., 2)` in pixels of the flipped image: x becomes width - 1 - x.
+
+    Raises:
+        InputError: As in `resize_points`.
+    """
+    check_points(points)
+    return torch.stack([width - 1 - points[..., 0], points[..., 1]], dim=-1)
+
+
 def grid_coordinates(points: Tensor, size: Sequence[int], grid: Sequence[int], sampling: Sampling = "cells") -> Tensor:
     """Where points of an image lie on a feature grid that covers it.
 

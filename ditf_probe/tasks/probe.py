@@ -1,31 +1,35 @@
 """Trains probes on frozen features; several at once, on the same batches."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from ditf_probe.backbones.checks import check_blocks
-from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
-from ditf_probe.probes import describe_probe, load_weights, save_probe
+from ditf_probe.probes import describe_probe, save_probe
 from ditf_probe.protocols import Protocol
-from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
+from ditf_probe.tasks.correspondence import CorrespondenceTask
+from ditf_probe.tasks.descriptors import cells_suffice
+from ditf_probe.tasks.heads import HeadFactory, HeadPlan
 from ditf_probe.tasks.matchers import FeatureMatcher
 from ditf_probe.tasks.models import make_stream
-from ditf_probe.tasks.rows import ROW_NAMES, ROWS, Fusion, Row
-from ditf_probe.tasks.schedules import adamw, check_optimisation, cosine_with_warmup
+from ditf_probe.tasks.randomness import random_state, restore_random_state
+from ditf_probe.tasks.rows import ROW_NAMES, Fusion, Row
+from ditf_probe.tasks.schedules import Optimisation, averaged
 from ditf_probe.tasks.scores import Scores
-from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
-from ditf_probe.tasks.streams import Stream
+from ditf_probe.tasks.settings import BackboneFeatures
+from ditf_probe.tasks.training_batches import TrainingBatch
+from ditf_probe.tasks.training_data import TrainingData
 
 MONITORED = 0.10
 """Alpha of the validation score that decides which weights are kept."""
@@ -36,18 +40,24 @@ class ProbeTask(CorrespondenceTask):
 
     All probes see the same batches; their parameters are disjoint, so that each learns as if alone. The best weights
     of each by validation PCK are kept in `<run_dir>/probes/<name>/`. The backbone runs once per image, before
-    the first step; it has no gradients and is in no checkpoint.
+    the first step; it has no gradients and is in no checkpoint. See `docs/training.md`.
 
     Args:
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
         probes: Name to what builds a probe from the width of the features and the blocks.
         probe_blocks: Name to the blocks that a probe uses; the zero-shot block where a name is missing.
         init_from: Name to the folder of a trained probe to start from.
+        seeds: Seeds of the initial weights: a copy of each probe per seed, kept in the folder `seed<seed>` of the
+            probe. None trains one copy of each.
         temperature: Start of the learnt temperature of the loss, one per probe.
         margin: Radius without negatives around a partner, in cells; see `KeypointContrast`.
         learning_rate: Highest learning rate of AdamW; a cosine takes it to zero.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps of linear warm-up.
+        ema_decay: Decay per step of the moving average of the weights, which validation and the kept probes use in
+            place of the last weights; lower in the beginning. 0 averages nothing.
+        crop: Least share of the height and width of a feature map that random crops keep; 1 crops nothing.
+        batches_ahead: Batches that are read while one is worked on.
         rows: As in `CorrespondenceTask`.
         probe_folders: As in `CorrespondenceTask`.
         alphas: As in `CorrespondenceTask`.
@@ -61,20 +71,24 @@ class ProbeTask(CorrespondenceTask):
         protocol: As in `CorrespondenceTask`; its sizes and matching rule hold in training too, its scoring does not.
 
     Raises:
-        InputError: No probe, an unknown name, or a name that is a zero-shot row.
+        InputError: No probe, an unknown name, a name that is a zero-shot row, or a number out of range.
     """
 
     def __init__(
         self,
         features: BackboneFeatures,
-        probes: dict[str, Callable[[int, Sequence[int]], nn.Module]],
+        probes: dict[str, HeadFactory],
         probe_blocks: dict[str, list[int]] | None = None,
         init_from: dict[str, str] | None = None,
+        seeds: list[int] | None = None,
         temperature: float = 0.07,
         margin: float = 1.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         warmup_steps: int = 20,
+        ema_decay: float = 0.0,
+        crop: float = 1.0,
+        batches_ahead: int = 2,
         rows: Sequence[str] = ROW_NAMES,
         probe_folders: Sequence[str] = (),
         alphas: Sequence[float] = ALPHAS,
@@ -89,95 +103,91 @@ class ProbeTask(CorrespondenceTask):
     ) -> None:
         compared = rows, probe_folders, alphas, strict, statistics, rounding, run_dir
         super().__init__(features, *compared, others, backbone_files, fusions, protocol)
-        check_optimisation(learning_rate, weight_decay, warmup_steps)
-        _check_names(probes, {"probe_blocks": probe_blocks or {}, "init_from": init_from or {}})
-        self.factories, self.blocks_of, self.init_from = dict(probes), dict(probe_blocks or {}), dict(init_from or {})
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.losses = nn.ModuleDict({name: KeypointContrast(temperature, True, margin) for name in probes})
+        self.optimisation = Optimisation(learning_rate, weight_decay, warmup_steps, ema_decay)
+        self.plan = HeadPlan(dict(probes), dict(probe_blocks or {}), dict(init_from or {}), seeds)
+        self.losses = nn.ModuleDict({name: KeypointContrast(temperature, True, margin) for name in self.plan.copies})
         self.probes = nn.ModuleDict()
+        self.averages: AveragedModel | None = None
         self.best: dict[str, float] = {}
-        self._fit: list[Stream] = []
+        self._data = TrainingData(self.features, crop, batches_ahead)
         self._rng: dict[str, Any] = {}
 
     def requests(self) -> list[BackboneFeatures]:
         """As in `CorrespondenceTask`, with the blocks that probes are trained on."""
-        trained = [blocks for name in self.factories if (blocks := self.blocks_of.get(name)) is not None]
-        return [*super().requests(), *(replace(self.features, blocks=blocks) for blocks in trained)]
+        return [*super().requests(), *(replace(self.features, blocks=chosen) for chosen in self.plan.blocks.values())]
+
+    def setup(self, stage: str) -> None:
+        """As in `CorrespondenceTask`; for a training also has the data module serve features with the pairs."""
+        super().setup(stage)
+        if stage == "fit":
+            self._data.serve(self.pairs)
 
     def configure_model(self) -> None:
         """Builds the probes, once the width of the backbone is known."""
         if self.probes or self.trainer.state.fn != "fit":
             return
-        for name, factory in self.factories.items():
-            blocks = self._blocks(name)
-            probe = factory(self.backbone.common_channels(blocks), blocks)
-            if name in self.init_from:
-                load_weights(probe, self.init_from[name])
-            self.probes[name] = probe
+        for copy in self.plan.copies:
+            blocks = self._blocks(copy)
+            self.probes[copy] = self.plan.build(copy, self.backbone.common_channels(blocks), blocks)
+        if self.optimisation.ema_decay:
+            self.averages = averaged(self.probes, self.optimisation.ema_decay)
 
     def configure_optimizers(self) -> Any:
         """AdamW over probes and temperatures alone, on a cosine over the whole training."""
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise InputError(
-                "max_epochs", self.trainer.max_epochs, "give the trainer an end, the learning rate needs it"
-            )
-        optimizer = adamw((self.probes, self.losses), self.learning_rate, self.weight_decay)
-        schedule = LambdaLR(optimizer, cosine_with_warmup(self.warmup_steps, int(steps)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimisation.configure((self.probes, self.losses), self.trainer.estimated_stepping_batches)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """A step, after which the moving averages move."""
+        super().optimizer_step(*arguments, **options)
+        if self.averages is not None:
+            self.averages.update_parameters(self.probes)
 
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
-        stream = make_stream(self.backbone, self.features, self._all_blocks())
-        if stream.extractor.size_rule.whole_canvas:
-            raise InputError("resize", self.features.resize, "train with pad or pad_end, whose padding can be cut off")
+        blocks = {copy: self._blocks(copy) for copy in self.plan.copies}
+        stream = make_stream(self.backbone, self.features, sorted({b for chosen in blocks.values() for b in chosen}))
         if self._row("").needs_calibration:
             stream.calibrate(self.pairs.calibration)
-        train = self.pairs.train
-        if train is None or self.pairs.val is None:
-            raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
-        stream.open(train, None if self.trainer.world_size > 1 else own_images(self.pairs.train_dataloader()))
-        stream.open(self.pairs.val)
-        self._fit = [stream]
+        by_cells = {x for x in blocks if cells_suffice(self.probes[x], self.losses[x], self.features)}
+        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32
+        self._data.open(stream, blocks, by_cells, dtype)
 
     def on_fit_end(self) -> None:
         """Forgets the images."""
-        self._fit = []
+        self._data.close()
 
     def on_train_start(self) -> None:
         """Goes on with the random numbers of the checkpoint, where there is one."""
         if self._rng:
-            torch.set_rng_state(self._rng["cpu"].cpu())
-            if len(self._rng["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
+            restore_random_state(self._rng)
 
-    def training_step(self, batch: list[Pair], batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
-        sources = self._descriptors([pair.source for pair in batch])
-        targets = self._descriptors([pair.target for pair in batch])
-        losses = []
-        for name in self.probes:
-            contrast = self._contrast(name)
-            losses.append(contrast(sources[name], targets[name], batch))
-            self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
-            self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
+        size, losses = len(batch.pairs), []
+        for name, (sources, targets) in self._data.describe(batch, dict(self.probes.items())).items():
+            loss, facts = self._loss(name, sources, targets, batch.pairs)
+            losses.append(loss)
+            self.log(f"train/loss/{name}", loss, batch_size=size)
+            self.log_dict({f"train/{fact}/{name}": value for fact, value in facts.items()}, batch_size=size)
         total = torch.stack(losses).sum()
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
         return total
 
     def on_validation_epoch_start(self) -> None:
         """Starts a score sheet."""
-        if not self._fit or self.pairs.val is None:
+        if not self._data.is_open or self.pairs.val is None:
             raise InputError(
                 "subcommand", "validate", "validation is part of fit; use test with --probe for trained probes"
             )
         self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
 
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
-        """Matches a batch of pairs with every probe."""
-        for name, probe in self.probes.items():
-            matcher = FeatureMatcher(self._row(name), self.evaluation.rule, self._fit[0], self._blocks(name), probe)
-            self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
+        """Matches a batch of pairs with every probe, in float32 as a later test does, whatever it is trained in."""
+        rule, stream = self.evaluation.rule, self._data.stream
+        with torch.autocast(self.device.type, enabled=False):
+            for name, probe in self._kept().items():
+                matcher = FeatureMatcher(self._row(name), rule, stream, self._blocks(name), probe)
+                self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
 
     def on_validation_epoch_end(self) -> None:
         """Logs PCK per point of every probe and their mean, `val/pck`, and keeps the best weights of each."""
@@ -199,8 +209,7 @@ class ProbeTask(CorrespondenceTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remembers which scores the kept weights have, and the state of the random generators."""
         checkpoint["best_pck"] = dict(self.best)
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from there.
@@ -212,64 +221,52 @@ class ProbeTask(CorrespondenceTask):
         self.best = dict(checkpoint.get("best_pck", {}))
         self._rng = checkpoint.get("rng", {})
 
-    def _blocks(self, name: str) -> list[int]:
-        return check_blocks(self.blocks_of.get(name, self.features.blocks), self.backbone.num_blocks)
-
-    def _all_blocks(self) -> list[int]:
-        return sorted({block for name in self.factories for block in self._blocks(name)})
+    def _blocks(self, copy: str) -> list[int]:
+        chosen = self.plan.blocks.get(self.plan.copies[copy], self.features.blocks)
+        return check_blocks(chosen, self.backbone.num_blocks)
 
     def _contrast(self, name: str) -> KeypointContrast:
         contrast = self.losses[name]
         assert isinstance(contrast, KeypointContrast)
         return contrast
 
+    def _loss(
+        self, name: str, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a probe, in float32 whatever it computes in, and what else is to be logged."""
+        contrast = self._contrast(name)
+        with torch.autocast(self.device.type, enabled=False):
+            loss: Tensor = contrast([one.float() for one in sources], [one.float() for one in targets], pairs)
+        return loss, {"temperature": contrast.temperature}
+
     def _row(self, name: str) -> Row:
         return Row.of(name, "probe", self.features)
 
-    def _descriptors(self, sides: Sequence[Side]) -> dict[str, list[Tensor]]:
-        """Per probe `(D, h, w)` of each image; those of one prepared size in one call, their features made once."""
-        stream = self._fit[0]
-        maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
-        for members in stream.by_canvas(sides):
-            features = stream.maps([sides[i] for i in members], self._all_blocks())
-            for name, probe in self.probes.items():
-                found = probe(features).unbind()
-                maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}
-        return {name: [found[i] for i in range(len(sides))] for name, found in maps.items()}
+    def _kept(self) -> nn.ModuleDict:
+        """The probes that are validated and kept."""
+        kept = self.probes if self.averages is None else self.averages.module
+        assert isinstance(kept, nn.ModuleDict)
+        return kept
 
     def _write(self, name: str) -> None:
         if not self.trainer.is_global_zero:
             return
+        probe, loss = self._kept()[name], self._contrast(name)
         facts = describe_probe(
-            self.probes[name],
+            probe,
             features=asdict(replace(self.features, blocks=self._blocks(name))),
             backbone=self.backbone.settings(),
             training={
                 "val_pck_0.10_per_point": self.best[name],
                 "step": self.trainer.global_step,
                 "epoch": self.trainer.current_epoch,
-                "train": dataset_settings(self.pairs.train),
-                "val": dataset_settings(self.pairs.val),
-                "batch_size": self.pairs.batch_size,
-                "learning_rate": self.learning_rate,
-                "weight_decay": self.weight_decay,
-                "warmup_steps": self.warmup_steps,
-                "temperature": float(self._contrast(name).temperature.detach()),
-                "margin": self._contrast(name).margin,
-                "init_from": self.init_from.get(name),
+                "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+                "precision": str(self.trainer.precision),
+                **self._data.facts(),
+                **asdict(self.optimisation),
+                "temperature": float(loss.temperature),
+                "margin": loss.margin,
+                **self.plan.facts(name),
             },
         )
-        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts)
-
-
-def _check_names(probes: Mapping[str, object], chosen: dict[str, Mapping[str, object]]) -> None:
-    """Refuses names of probes that no row could have, and arguments about probes that are not there."""
-    if not probes:
-        raise InputError("probes", {}, "name at least one probe to train")
-    for name in probes:
-        if name in ROWS or not name.isidentifier():
-            raise InputError("probes", name, "choose a name of letters and digits that no other row has")
-    for argument, names in chosen.items():
-        for name in names:
-            if name not in probes:
-                raise InputError(argument, name, f"use the name of a probe, {', '.join(probes)}")
+        save_probe(self.run_dir / "probes" / name, probe.state_dict(), facts)

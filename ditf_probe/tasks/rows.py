@@ -12,6 +12,8 @@ from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Source = Literal["backbone", "untrained", "rgb", "position", "fusion"]
+SEED = "seed"
+"""A copy of a head that was trained from seed 3 stands in the folder `seed3` of its head."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_probes_learn_as_if_alone(
         task = task_of(
             features, tmp_path / "-".join(names), probes={name: PROBES[name] for name in names}, probe_blocks=None
         )
-        task.factories["linear"] = lambda channels, blocks, alone=alone: alone
+        task.plan.factories["linear"] = lambda channels, blocks, alone=alone: alone
         trainer(max_epochs=2).fit(task, pairs)
         weights[names] = alone.projections["1"].weight.detach()
     torch.testing.assert_close(*weights.values(), atol=1e-6, rtol=1e-5)
@@ -298,10 +298,10 @@ def test_one_file_gives_the_task_and_the_command_line_overrides_it(tmp_path: Pat
     task = parser.instantiate(parsed).model
     assert isinstance(task, ProbeTask)
     assert (task.features.timestep, task.features.blocks, task.features.tap) == (7, [2], "mlp")
-    built = task.factories["linear"](16, [1, 2])
+    built = task.plan.factories["linear"](16, [1, 2])
     assert isinstance(built, LinearProbe)
     assert (built.channels, built.blocks, built.width) == (16, [1, 2], 5)
-    assert isinstance(task.factories["mix"](16, [1]), LayerAggregation)
+    assert isinstance(task.plan.factories["mix"](16, [1]), LayerAggregation)
     (tmp_path / "again.yaml").write_text(parser.dump(parsed))
     again = parser.instantiate(parser.parse_args(["--config", str(tmp_path / "again.yaml")])).model
     assert again.features == task.features

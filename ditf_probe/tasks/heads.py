@@ -1,0 +1,91 @@
+"""The heads of a training: which there are, over which blocks, from which seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditf_probe.errors import InputError
+from ditf_probe.probes import load_weights
+from ditf_probe.tasks.rows import ROWS, SEED
+
+HeadFactory = Callable[[int, Sequence[int]], nn.Module]
+"""Builds a head from the width of the features and the blocks."""
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """What is to be trained: a head by each name, or a copy of it from each seed.
+
+    Attributes:
+        factories: Name to what builds the head.
+        blocks: Name to the blocks of the head; those of the zero-shot rows where a name is missing.
+        init_from: Name to the folder of a trained head to start from.
+        seeds: Seeds of the initial weights, a copy of each head per seed, called `<name>/seed<seed>`. None is one
+            copy that bears the name alone and takes what the random generator of the process gives.
+
+    Raises:
+        InputError: No head, a name that no row could have, an argument about heads that are not there, or seeds that
+            would make equal copies.
+    """
+
+    factories: dict[str, HeadFactory]
+    blocks: Mapping[str, list[int]] = field(default_factory=dict)
+    init_from: Mapping[str, str] = field(default_factory=dict)
+    seeds: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.factories:
+            raise InputError("probes", {}, "name at least one probe to train")
+        for name in self.factories:
+            if name in ROWS or not name.isidentifier():
+                raise InputError("probes", name, "choose a name of letters and digits that no other row has")
+        for argument, names in (("probe_blocks", self.blocks), ("init_from", self.init_from)):
+            for name in names:
+                if name not in self.factories:
+                    raise InputError(argument, name, f"use the name of a probe, {', '.join(self.factories)}")
+        if self.seeds is not None:
+            _check_seeds(self.seeds, self.init_from)
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """Name of each copy to the name of its head, in order."""
+        if self.seeds is None:
+            return {name: name for name in self.factories}
+        return {f"{name}/{SEED}{seed}": name for name in self.factories for seed in self.seeds}
+
+    def build(self, copy: str, channels: int, blocks: Sequence[int]) -> nn.Module:
+        """A copy of a head, at the start of its training.
+
+        Args:
+            copy: One of `copies`.
+            channels: Width of the features.
+            blocks: Its blocks.
+
+        Raises:
+            InputError: The weights to start from do not fit.
+        """
+        name = self.copies[copy]
+        if self.seeds is None:
+            head = self.factories[name](channels, blocks)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(copy.rpartition(SEED)[2]))
+                head = self.factories[name](channels, blocks)
+        if name in self.init_from:
+            load_weights(head, self.init_from[name])
+        return head
+
+    def facts(self, copy: str) -> dict[str, Any]:
+        """How a copy started, as plain JSON values."""
+        seed = None if self.seeds is None else int(copy.rpartition(SEED)[2])
+        return {"seed": seed, "init_from": self.init_from.get(self.copies[copy])}
+
+
+def _check_seeds(seeds: Sequence[int], init_from: Mapping[str, str]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError("seeds", list(seeds), "name different whole numbers from 0 on, or leave it out")
+    if init_from:
+        raise InputError("seeds", list(seeds), "leave out init_from: all copies of a head would start equal")

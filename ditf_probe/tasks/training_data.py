@@ -1,0 +1,119 @@
+"""The images of a training: computed once each, read ahead, made into descriptors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditf_probe.data.datamodule import PairDataModule, PairLoader
+from ditf_probe.data.loading_ahead import LoadedAhead
+from ditf_probe.data.pairs import Pair
+from ditf_probe.errors import InputError
+from ditf_probe.tasks.descriptors import Describer, Ends
+from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
+from ditf_probe.tasks.streams import Stream
+from ditf_probe.tasks.training_batches import BatchReader, TrainingBatch
+
+
+class TrainingData:
+    """Serves batches with the streams that the heads of a training need.
+
+    Args:
+        features: How features are made.
+        crop: Least share of the height and width of a map that random crops keep; 1 crops nothing.
+        ahead: Batches that are read while one is worked on.
+
+    Raises:
+        InputError: A number out of range, or crops with a debias by position.
+    """
+
+    def __init__(self, features: BackboneFeatures, crop: float, ahead: int) -> None:
+        if not 0 < crop <= 1:
+            raise InputError("crop", crop, "give a share above 0, at most 1")
+        if crop < 1 and features.position_debias != "none":
+            debias = features.position_debias
+            remedy = f"a crop has positions of its own, leave it out or position_debias ({debias})"
+            raise InputError("crop", crop, remedy)
+        if ahead < 0:
+            raise InputError("batches_ahead", ahead, "give a number of batches, 0 or more")
+        self.crop, self.ahead = crop, ahead
+        self._pairs: PairDataModule | None = None
+        self._reader: BatchReader | None = None
+        self._describer: Describer | None = None
+
+    def serve(self, pairs: PairDataModule) -> None:
+        """Has the training loader of a data module serve `TrainingBatch`.
+
+        Lightning asks for the loader before there are images, and for batches after `open`.
+        """
+        self._pairs = pairs
+        pairs.complete_training_batches(self._served)
+
+    @property
+    def stream(self) -> Stream:
+        """Where the images are, once it is open."""
+        assert self._reader is not None
+        return self._reader.stream
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are images."""
+        return self._reader is not None
+
+    def open(self, stream: Stream, blocks: Mapping[str, list[int]], by_cells: set[str], dtype: torch.dtype) -> None:
+        """Computes the images of training and validation that are nowhere yet.
+
+        Args:
+            stream: Of the blocks of all heads.
+            blocks: Name of each head to its blocks.
+            by_cells: Names of the heads that need of the sources the cells around keypoints alone.
+            dtype: In which features are handed to heads.
+
+        Raises:
+            InputError: There are no validation pairs, an image cannot be computed, or maps would cover a letterbox.
+        """
+        rule = stream.extractor.size_rule
+        if rule.whole_canvas:
+            raise InputError("resize", rule.resize, "train with pad or pad_end, whose padding can be cut off")
+        pairs = self._served_pairs
+        if pairs.train is None or pairs.val is None:
+            raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
+        stream.open(pairs.train)
+        stream.open(pairs.val)
+        every, mapped, celled = (
+            sorted({block for name, chosen in blocks.items() if name in names for block in chosen})
+            for names in (blocks, blocks.keys() - by_cells, by_cells)
+        )
+        device = torch.device(stream.extractor.backbone.device)
+        self._reader = BatchReader(stream, every, mapped, celled, self.crop, pairs.seed, device)
+        self._describer = Describer(stream, blocks, by_cells, dtype)
+
+    def close(self) -> None:
+        """Forgets the images; the data module serves pairs alone again."""
+        self._reader = self._describer = None
+        self._served_pairs.complete_training_batches(None)
+
+    def describe(self, batch: TrainingBatch, heads: Mapping[str, nn.Module]) -> dict[str, Ends]:
+        """The descriptor maps of every head, on the device of the backbone; see `Describer`."""
+        assert self._reader is not None
+        assert self._describer is not None
+        return self._describer(batch.to(self._reader.device), heads)
+
+    def facts(self) -> dict[str, Any]:
+        """What probes are trained on and how it is sampled, as plain JSON values."""
+        pairs = self._served_pairs
+        facts = {"train": dataset_settings(pairs.train), "val": dataset_settings(pairs.val)}
+        return facts | {"batch_size": pairs.batch_size, "balanced": pairs.balanced, "crop": self.crop}
+
+    @property
+    def _served_pairs(self) -> PairDataModule:
+        assert self._pairs is not None
+        return self._pairs
+
+    def _served(self, loader: PairLoader) -> LoadedAhead[Any]:
+        return LoadedAhead(loader, self._read, self.ahead)
+
+    def _read(self, pairs: list[Pair], draw: tuple[int, int, int]) -> TrainingBatch:
+        assert self._reader is not None
+        return self._reader(pairs, draw)
