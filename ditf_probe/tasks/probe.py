@@ -19,10 +19,9 @@ from ditf_probe.metrics.pck import ALPHAS, alpha_key
 from ditf_probe.probes import describe_probe, save_probe
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask
-from ditf_probe.tasks.descriptors import cells_suffice
+from ditf_probe.tasks.descriptors import Ends
 from ditf_probe.tasks.heads import HeadFactory, HeadPlan
 from ditf_probe.tasks.matchers import FeatureMatcher
-from ditf_probe.tasks.models import make_stream
 from ditf_probe.tasks.randomness import random_state, restore_random_state
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, Row
 from ditf_probe.tasks.schedules import Optimisation, averaged
@@ -145,12 +144,9 @@ class ProbeTask(CorrespondenceTask):
     def on_fit_start(self) -> None:
         """Runs the backbone over the images of this rank, once each."""
         blocks = {copy: self._blocks(copy) for copy in self.plan.copies}
-        stream = make_stream(self.backbone, self.features, sorted({b for chosen in blocks.values() for b in chosen}))
-        if self._row("").needs_calibration:
-            stream.calibrate(self.pairs.calibration)
-        by_cells = {x for x in blocks if cells_suffice(self.probes[x], self.losses[x], self.features)}
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32
-        self._data.open(stream, blocks, by_cells, dtype)
+        probes, losses = dict(self.probes.items()), dict(self.losses.items())
+        self._data.open(self.backbone, blocks, probes, losses, dtype)
 
     def on_fit_end(self) -> None:
         """Forgets the images."""
@@ -163,9 +159,10 @@ class ProbeTask(CorrespondenceTask):
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
-        size, losses = len(batch.pairs), []
+        size, losses, batch = len(batch.pairs), [], batch.to(self.device)
+        zero_shot = self._data.zero_shot(batch)
         for name, (sources, targets) in self._data.describe(batch, dict(self.probes.items())).items():
-            loss, facts = self._loss(name, sources, targets, batch.pairs)
+            loss, facts = self._loss(name, sources, targets, batch.pairs, zero_shot)
             losses.append(loss)
             self.log(f"train/loss/{name}", loss, batch_size=size)
             self.log_dict({f"train/{fact}/{name}": value for fact, value in facts.items()}, batch_size=size)
@@ -231,9 +228,13 @@ class ProbeTask(CorrespondenceTask):
         return contrast
 
     def _loss(
-        self, name: str, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair]
+        self, name: str, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], zero_shot: Ends | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a probe, in float32 whatever it computes in, and what else is to be logged."""
+        """The loss of a probe, in float32 whatever it computes in, and what else is to be logged.
+
+        `zero_shot` are the features of sources and targets before the probe, for losses that need them.
+        """
+        del zero_shot
         contrast = self._contrast(name)
         with torch.autocast(self.device.type, enabled=False):
             loss: Tensor = contrast([one.float() for one in sources], [one.float() for one in targets], pairs)

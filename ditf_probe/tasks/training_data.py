@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.datamodule import PairDataModule, PairLoader
 from ditf_probe.data.loading_ahead import LoadedAhead
 from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
-from ditf_probe.tasks.descriptors import Describer, Ends
+from ditf_probe.tasks.descriptors import Describer, Ends, cells_suffice
+from ditf_probe.tasks.models import make_stream
+from ditf_probe.tasks.rows import Row
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
 from ditf_probe.tasks.streams import Stream
 from ditf_probe.tasks.training_batches import BatchReader, TrainingBatch
@@ -37,10 +41,11 @@ class TrainingData:
             raise InputError("crop", crop, remedy)
         if ahead < 0:
             raise InputError("batches_ahead", ahead, "give a number of batches, 0 or more")
-        self.crop, self.ahead = crop, ahead
+        self.features, self.crop, self.ahead = features, crop, ahead
         self._pairs: PairDataModule | None = None
         self._reader: BatchReader | None = None
         self._describer: Describer | None = None
+        self._zero_shot: int | None = None
 
     def serve(self, pairs: PairDataModule) -> None:
         """Has the training loader of a data module serve `TrainingBatch`.
@@ -61,32 +66,37 @@ class TrainingData:
         """Whether there are images."""
         return self._reader is not None
 
-    def open(self, stream: Stream, blocks: Mapping[str, list[int]], by_cells: set[str], dtype: torch.dtype) -> None:
+    def open(
+        self,
+        backbone: Backbone,
+        blocks: Mapping[str, list[int]],
+        heads: Mapping[str, nn.Module],
+        losses: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+    ) -> None:
         """Computes the images of training and validation that are nowhere yet.
 
         Args:
-            stream: Of the blocks of all heads.
+            backbone: Of the features.
             blocks: Name of each head to its blocks.
-            by_cells: Names of the heads that need of the sources the cells around keypoints alone.
+            heads: Name to head.
+            losses: Name to the loss of the head; its attribute `needs` says what is read, see `cells_suffice`. With
+                "zero_shot" among it also the features that the zero-shot row matches.
             dtype: In which features are handed to heads.
 
         Raises:
             InputError: There are no validation pairs, an image cannot be computed, or maps would cover a letterbox.
         """
-        rule = stream.extractor.size_rule
-        if rule.whole_canvas:
-            raise InputError("resize", rule.resize, "train with pad or pad_end, whose padding can be cut off")
-        pairs = self._served_pairs
-        if pairs.train is None or pairs.val is None:
-            raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
-        stream.open(pairs.train)
-        stream.open(pairs.val)
-        every, mapped, celled = (
-            sorted({block for name, chosen in blocks.items() if name in names for block in chosen})
-            for names in (blocks, blocks.keys() - by_cells, by_cells)
-        )
-        device = torch.device(stream.extractor.backbone.device)
-        self._reader = BatchReader(stream, every, mapped, celled, self.crop, pairs.seed, device)
+        by_cells = {name for name in heads if cells_suffice(heads[name], losses[name], self.features)}
+        mapped = {block for name in heads.keys() - by_cells for block in blocks[name]}
+        celled = {block for name in by_cells for block in blocks[name]}
+        if any("zero_shot" in getattr(loss, "needs", ()) for loss in losses.values()):
+            self._zero_shot = check_blocks(self.features.blocks, backbone.num_blocks)[0]
+            mapped.add(self._zero_shot)
+        every = sorted(mapped | celled)
+        stream = self._opened(make_stream(backbone, self.features, every))
+        reading = (self.crop, self._served_pairs.seed, torch.device(backbone.device))
+        self._reader = BatchReader(stream, every, sorted(mapped), sorted(celled), *reading)
         self._describer = Describer(stream, blocks, by_cells, dtype)
 
     def close(self) -> None:
@@ -95,16 +105,33 @@ class TrainingData:
         self._served_pairs.complete_training_batches(None)
 
     def describe(self, batch: TrainingBatch, heads: Mapping[str, nn.Module]) -> dict[str, Ends]:
-        """The descriptor maps of every head, on the device of the backbone; see `Describer`."""
-        assert self._reader is not None
+        """The descriptor maps of every head; see `Describer`."""
         assert self._describer is not None
-        return self._describer(batch.to(self._reader.device), heads)
+        return self._describer(batch, heads)
+
+    def zero_shot(self, batch: TrainingBatch) -> Ends | None:
+        """The features that losses look at beside the descriptors; None where none does."""
+        assert self._describer is not None
+        return None if self._zero_shot is None else self._describer.zero_shot(batch, self._zero_shot)
 
     def facts(self) -> dict[str, Any]:
         """What probes are trained on and how it is sampled, as plain JSON values."""
         pairs = self._served_pairs
         facts = {"train": dataset_settings(pairs.train), "val": dataset_settings(pairs.val)}
         return facts | {"batch_size": pairs.batch_size, "balanced": pairs.balanced, "crop": self.crop}
+
+    def _opened(self, stream: Stream) -> Stream:
+        """The same stream with every image of training and validation."""
+        pairs, rule = self._served_pairs, stream.extractor.size_rule
+        if rule.whole_canvas:
+            raise InputError("resize", rule.resize, "train with pad or pad_end, whose padding can be cut off")
+        if pairs.train is None or pairs.val is None:
+            raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
+        if Row.of("", "probe", self.features).needs_calibration:
+            stream.calibrate(pairs.calibration)
+        stream.open(pairs.train)
+        stream.open(pairs.val)
+        return stream
 
     @property
     def _served_pairs(self) -> PairDataModule:
