@@ -204,8 +204,9 @@ class ProbeTask(CorrespondenceTask):
                 self._write(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers which scores the kept weights have, and the state of the random generators."""
+        """Remembers which scores the kept weights have, the batches of this epoch, and the random generators."""
         checkpoint["best_pck"] = dict(self.best)
+        checkpoint["batches"] = self._data.state()
         checkpoint["rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -216,6 +217,7 @@ class ProbeTask(CorrespondenceTask):
         """
         super().on_load_checkpoint(checkpoint)
         self.best = dict(checkpoint.get("best_pck", {}))
+        self._data.resume(checkpoint.get("batches", {}))
         self._rng = checkpoint.get("rng", {})
 
     def _blocks(self, copy: str) -> list[int]:

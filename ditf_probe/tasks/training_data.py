@@ -43,6 +43,8 @@ class TrainingData:
             raise InputError("batches_ahead", ahead, "give a number of batches, 0 or more")
         self.features, self.crop, self.ahead = features, crop, ahead
         self._pairs: PairDataModule | None = None
+        self._loader: LoadedAhead[TrainingBatch] | None = None
+        self._state: dict[str, int] | None = None
         self._reader: BatchReader | None = None
         self._describer: Describer | None = None
         self._zero_shot: int | None = None
@@ -114,6 +116,17 @@ class TrainingData:
         assert self._describer is not None
         return None if self._zero_shot is None else self._describer.zero_shot(batch, self._zero_shot)
 
+    def state(self) -> dict[str, int]:
+        """How far the training has come in its epoch, for a checkpoint."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def resume(self, state: dict[str, int]) -> None:
+        """Goes on from a `state`, when the training loader is next asked for.
+
+        Lightning would have the loader do so, but not where an optimizer asks how long the training is.
+        """
+        self._state = state
+
     def facts(self) -> dict[str, Any]:
         """What probes are trained on and how it is sampled, as plain JSON values."""
         pairs = self._served_pairs
@@ -138,8 +151,12 @@ class TrainingData:
         assert self._pairs is not None
         return self._pairs
 
-    def _served(self, loader: PairLoader) -> LoadedAhead[Any]:
-        return LoadedAhead(loader, self._read, self.ahead)
+    def _served(self, loader: PairLoader) -> LoadedAhead[TrainingBatch]:
+        self._loader = LoadedAhead(loader, self._read, self.ahead)
+        if self._state:
+            self._loader.load_state_dict(self._state)
+            self._state = None
+        return self._loader
 
     def _read(self, pairs: list[Pair], draw: tuple[int, int, int]) -> TrainingBatch:
         assert self._reader is not None
