@@ -11,6 +11,8 @@ SCORES = ("pck", "pck_dagger", "geometry_aware", "ceiling")
 def to_csv(comparison: dict[str, Any]) -> str:
     """One line per row, metric and average; intervals and differences stand on the lines they belong to.
 
+    Copies of a probe from several seeds have a row each, and one of their means and standard deviations (`pck_std`).
+
     Args:
         comparison: As `summarise` returns it.
     """
@@ -28,6 +30,13 @@ def to_csv(comparison: dict[str, Any]) -> str:
                 values = (scores[alpha] for alpha in alphas)
                 place = (name, row["name"], row["kind"], metric, average)
                 writer.writerow((*place, *values, *spread, *_facts(row)))
+        for entry in dataset.get("seeds", ()):
+            for metric in ("pck", "pck_std"):
+                for average, scores in entry[metric].items():
+                    primary = (metric, average) == ("pck", dataset["statistic"])
+                    spread = _spread(entry) if primary else ("",) * 5
+                    place = (name, entry["name"], "probe", metric, average, *(scores[alpha] for alpha in alphas))
+                    writer.writerow((*place, *spread, "", "", entry["parameters"], "; ".join(entry["notes"])))
     return text.getvalue()
 
 

@@ -11,6 +11,7 @@ from ditf_probe.comparison.breakdowns import breakdowns
 from ditf_probe.comparison.keypoints import DECIMALS, Keypoints, Scores, rounded, shared_keypoints
 from ditf_probe.comparison.measures import measures
 from ditf_probe.comparison.scoring import Scoring, judge
+from ditf_probe.comparison.seeds import copies_by_head, mean_and_deviation
 from ditf_probe.metrics.intervals import percentile_interval, resampled_scores, unit_count
 from ditf_probe.metrics.pck import alpha_key, pck_scores
 from ditf_probe.metrics.predictions import Booleans, Integers
@@ -66,6 +67,16 @@ class _Intervals:
     values: list[float]
     resampled: NDArray[np.float64] | None = field(repr=False)
 
+    def with_means(self, copies: Mapping[str, Sequence[str]]) -> "_Intervals":
+        """With further rows, each the mean of others on every resample, by the name of the mean."""
+        places = {head: [self.names.index(name) for name in names] for head, names in copies.items()}
+        values = [float(np.mean([self.values[i] for i in found])) for found in places.values()]
+        resampled = self.resampled
+        if resampled is not None:
+            means = [resampled[:, found].mean(axis=1, keepdims=True) for found in places.values()]
+            resampled = np.concatenate([resampled, *means], axis=1)
+        return _Intervals([*self.names, *copies], [*self.values, *values], resampled)
+
     def of(self, name: str) -> list[float] | None:
         """95% interval of a row."""
         if self.resampled is None:
@@ -93,11 +104,13 @@ def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | No
     scores = {name: pck_scores(points, counts, categories, scoring.alphas) for name, counts in correct.items()}
     intervals = _intervals(dataset, keypoints, scores, correct, scoring)
     best = _best(dataset, intervals.values)
+    copies = copies_by_head(dataset.rows)
+    intervals = intervals.with_means(copies)
     rows = []
     for row in dataset.rows:
         more = measures(keypoints, found[row.name], judged[row.name], scoring)
         rows.append(_row(row, scores[row.name], intervals, best) | more)
-    return {
+    block: dict[str, Any] = {
         "unit": dataset.unit,
         "n": unit_count([facts.unit for facts in keypoints.pairs], points),
         "pairs": int((points > 0).sum()),
@@ -109,6 +122,10 @@ def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | No
         "rows": rows,
         "breakdowns": breakdowns(keypoints.pairs, points, correct, scoring.alphas),
     }
+    if copies:
+        seeds = [_seeds(head, names, dataset, scores, intervals, best) for head, names in copies.items()]
+        block["seeds"] = seeds
+    return block
 
 
 def _extent(keypoints: Keypoints, which: Booleans) -> dict[str, int]:
@@ -139,17 +156,46 @@ def _intervals(
 
 
 def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -> dict[str, Any]:
-    against_position = intervals.delta(row.name, POSITION if row.kind != "control" else None)
+    position = POSITION if row.kind != "control" else None
+    compared = _compared(row.name, intervals, position, best if row.kind == "probe" else None)
     return {
         "name": row.name,
         "kind": row.kind,
         "pck": rounded(pck),
-        "ci95": intervals.of(row.name),
-        "delta": intervals.delta(row.name, REFERENCE),
-        "delta_same_position": against_position,
-        "delta_best_zero_shot": intervals.delta(row.name, best if row.kind == "probe" else None),
+        **compared,
         "parameters": row.parameters,
-        "notes": [*row.notes, *_beaten(against_position)],
+        "notes": [*row.notes, *_beaten(compared["delta_same_position"])],
+    }
+
+
+def _seeds(
+    head: str,
+    names: Sequence[str],
+    dataset: DatasetResult,
+    scores: Mapping[str, Scores],
+    intervals: _Intervals,
+    best: str | None,
+) -> dict[str, Any]:
+    """The copies of a head as one row."""
+    mean, deviation = mean_and_deviation([scores[name] for name in names])
+    compared = _compared(head, intervals, POSITION, best)
+    return {
+        "name": head,
+        "copies": list(names),
+        "pck": mean,
+        "pck_std": deviation,
+        **compared,
+        "parameters": next(row.parameters for row in dataset.rows if row.name == names[0]),
+        "notes": _beaten(compared["delta_same_position"]),
+    }
+
+
+def _compared(name: str, intervals: _Intervals, position: str | None, best: str | None) -> dict[str, Any]:
+    return {
+        "ci95": intervals.of(name),
+        "delta": intervals.delta(name, REFERENCE),
+        "delta_same_position": intervals.delta(name, position),
+        "delta_best_zero_shot": intervals.delta(name, best),
     }
 
 

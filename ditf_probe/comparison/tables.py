@@ -33,22 +33,36 @@ def _table(name: str, dataset: dict[str, Any], alphas: list[str], key: str) -> T
         caption += f"one {dataset['unit']}: no interval"
     else:
         caption += f"95% intervals of PCK@{key} over n = {dataset['n']} units ({dataset['unit']}), differences paired"
+    if "seeds" in dataset:
+        caption += "; ± standard deviation over seeds, intervals of the mean over them"
     title = f"{name}: {dataset['pairs']} pairs, {dataset['keypoints']} keypoints"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", no_wrap=True)
     for column in (*(f"@{alpha}" for alpha in alphas), f"@{key} 95%", "to adaln", "95%", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("notes")
-    best = max((row["pck"][statistic][key] for row in dataset["rows"]), default=0.0)
-    for row in dataset["rows"]:
+    best = max((row["pck"][statistic][key] for row in _shown(dataset)), default=0.0)
+    for row in _shown(dataset):
         table.add_row(*_cells(row, statistic, key, best), style=STYLES[row["kind"]])
     return table
+
+
+def _shown(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows, with the mean over the copies of a probe in place of its copies."""
+    seeds = {copy: entry for entry in dataset.get("seeds", ()) for copy in entry["copies"]}
+    for row in dataset["rows"]:
+        entry = seeds.get(row["name"])
+        if entry is None:
+            yield row
+        elif row["name"] == entry["copies"][0]:
+            yield {**entry, "kind": "probe", "name": f"{entry['name']} ({len(entry['copies'])} seeds)"}
 
 
 def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterator[str]:
     yield row["name"]
     for alpha, score in row["pck"][statistic].items():
-        yield f"[green]{score:.1f}[/]" if alpha == key and score == best else f"{score:.1f}"
+        spread = f" ± {row['pck_std'][statistic][alpha]:.1f}" if "pck_std" in row else ""
+        yield f"[green]{score:.1f}[/]{spread}" if alpha == key and score == best else f"{score:.1f}{spread}"
     yield interval_text(row["ci95"])
     delta = None if row["delta"] is None or row["name"] == row["delta"]["reference"] else row["delta"]
     yield f"{delta['value']:+.1f}" if delta else ""

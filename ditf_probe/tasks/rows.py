@@ -1,5 +1,6 @@
 """The rows of a comparison: what each one matches with."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Literal
 from ditf_probe.errors import InputError
 from ditf_probe.features.fusion import Grid, check_grid, check_weights
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
+from ditf_probe.probes.folder import WEIGHTS
 from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Source = Literal["backbone", "untrained", "rgb", "position", "fusion"]
 SEED = "seed"
 """A copy of a head that was trained from seed 3 stands in the folder `seed3` of its head."""
+
+_SEED_FOLDER = re.compile(rf"{SEED}\d+")
 
 
 @dataclass(frozen=True)
@@ -111,24 +115,39 @@ def chosen_rows(names: Sequence[str]) -> list[Row]:
 def probe_names(folders: Sequence[str]) -> dict[str, Path]:
     """Row names of probe folders: the name of the folder, with that of its run before it where names meet.
 
+    A copy from one of several seeds is called like the folder of its head and its own, `linear/seed0`.
+
     Args:
-        folders: Probe folders, as `runs/RUN/probes/NAME`.
+        folders: Probe folders, as `runs/RUN/probes/NAME`; one that holds copies `seed0`, `seed1`, ... stands for them.
 
     Returns:
         Row name to folder, in the given order.
 
     Raises:
-        InputError: Two folders cannot be told apart, or one has the name of another row.
+        InputError: Two folders cannot be told apart, one has the name of another row, or one holds a probe and copies.
     """
-    paths = [Path(folder) for folder in folders]
-    short = [path.resolve().name for path in paths]
+    paths = [path for folder in folders for path in _copies(Path(folder))]
+    depths = [2 if _SEED_FOLDER.fullmatch(path.resolve().name) else 1 for path in paths]
+    short = ["/".join(path.resolve().parts[-depth:]) for path, depth in zip(paths, depths, strict=True)]
     names: dict[str, Path] = {}
-    for path, name in zip(paths, short, strict=True):
-        unique = name if short.count(name) == 1 else f"{path.resolve().parents[1].name}/{name}"
+    for path, name, depth in zip(paths, short, depths, strict=True):
+        unique = name if short.count(name) == 1 else f"{path.resolve().parents[depth].name}/{name}"
         if unique in names or unique in ROWS:
             raise InputError("probe_folders", str(path), f"another row is called {unique!r}, rename the folder")
         names[unique] = path
     return names
+
+
+def _copies(folder: Path) -> list[Path]:
+    """The copies of a head, ordered by seed; the folder itself where it holds none.
+
+    Raises:
+        InputError: It holds both, one of which is left from another training.
+    """
+    found = [path for path in folder.glob(f"{SEED}*") if _SEED_FOLDER.fullmatch(path.name)]
+    if found and (folder / WEIGHTS).is_file():
+        raise InputError("probe_folders", str(folder), f"holds a probe and {found[0].name}, remove what is not current")
+    return sorted(found, key=lambda path: int(path.name.removeprefix(SEED))) or [folder]
 
 
 def check_names(argument: str, names: Collection[str], taken: Collection[str]) -> None:

@@ -39,6 +39,22 @@ def test_probes_are_called_like_their_folders_or_with_their_run() -> None:
             probe_names(clash)
 
 
+def test_copies_from_seeds_are_called_like_their_head_and_stand_in_order(tmp_path: Path) -> None:
+    heads = tmp_path / "a" / "probes", tmp_path / "b" / "probes"
+    for folder in (heads[0] / "linear" / "seed10", heads[0] / "linear" / "seed9", heads[1] / "mix"):
+        folder.mkdir(parents=True)
+    names = probe_names([str(heads[0] / "linear"), str(heads[1] / "mix")])
+    assert list(names) == ["linear/seed9", "linear/seed10", "mix"]
+    assert names["linear/seed10"] == heads[0] / "linear" / "seed10"
+    assert list(probe_names([str(heads[0] / "linear" / "seed9")])) == ["linear/seed9"]
+    (heads[1] / "linear" / "seed9").mkdir(parents=True)
+    both = probe_names([str(head / "linear") for head in heads])
+    assert list(both) == ["a/linear/seed9", "linear/seed10", "b/linear/seed9"]
+    (heads[1] / "linear" / "probe.safetensors").touch()
+    with pytest.raises(InputError, match="holds a probe and seed9"):
+        probe_names([str(heads[1] / "linear")])
+
+
 def test_colour_patches_hold_the_pixels_of_each_cell() -> None:
     images = torch.rand(2, 3, 8, 12)
     stream = ColourPatches(4)(images, blocks=[0])[0]

@@ -1,5 +1,6 @@
 """Seeds, averages, accumulation, precision, and trainings that go on bit by bit."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
+from ditf_probe.comparison import summarise
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.flipped import Flipped
 from ditf_probe.data.loading_ahead import LoadedAhead
@@ -62,7 +64,6 @@ def test_each_seed_trains_a_copy_of_each_probe(
     names = [f"{head}/seed{seed}" for head in PROBES for seed in (4, 0)]
     task = task_of(features, tmp_path, seeds=[4, 0])
     fit = trainer(max_epochs=2)
-    state = torch.get_rng_state()
     fit.fit(task, pairs)
     assert list(task.probes) == names
     logged = set(fit.callback_metrics)
@@ -78,7 +79,23 @@ def test_each_seed_trains_a_copy_of_each_probe(
         assert not torch.equal(*(built[f"mix/seed{seed}"]["projections.0.weight"] for seed in (4, 0)))
     for name in names:
         assert all(torch.equal(value, starts[1][name][key]) for key, value in starts[0][name].items())
-    assert len(state)
+
+
+def test_copies_are_compared_as_one_row(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    trainer(max_epochs=2).fit(task_of(features, tmp_path, seeds=[0, 1, 2]), pairs)
+    folders = [str(tmp_path / "probes" / name) for name in PROBES]
+    task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path))
+    trainer().test(task, pairs, verbose=False)
+    for dataset in summarise(task.result())["datasets"].values():
+        rows = {row["name"]: row["pck"]["per_point"]["0.10"] for row in dataset["rows"]}
+        assert list(rows) == ["adaln", *(f"{head}/seed{seed}" for head in PROBES for seed in range(3))]
+        for head, entry in zip(PROBES, dataset["seeds"], strict=True):
+            scores = [rows[f"{head}/seed{seed}"] for seed in range(3)]
+            assert entry["name"] == head
+            assert entry["pck"]["per_point"]["0.10"] == pytest.approx(statistics.mean(scores), abs=1e-3)
+            assert entry["pck_std"]["per_point"]["0.10"] == pytest.approx(statistics.stdev(scores), abs=1e-3)
 
 
 def test_copies_train_as_if_alone(
