@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.families_table import BEGIN, END, families_table
 from ditf_probe.commands import main
+from ditf_probe.configs_folder import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
@@ -40,6 +43,18 @@ def test_paths_that_the_documentation_names_exist() -> None:
         ):
             found = (ROOT / path) if path.startswith("configs") else (ROOT / "ditf_probe" / path)
             assert found.is_file(), f"{page.name} names {path}"
+
+
+def test_example_of_training_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(CONFIGS)  # where the file of the backbone is looked for
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    built = parser.instantiate(parser.parse_string(text))
+    assert built.model.plan.seeds == [0, 1, 2]
+    assert built.model.optimisation.ema_decay == 0.99
+    assert len(built.data.train) == 1600
 
 
 def test_example_of_the_metrics_runs() -> None:

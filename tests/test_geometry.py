@@ -17,6 +17,7 @@ from ditf_probe.geometry import (
     fit,
     grid_coordinates,
     grid_points,
+    mirror_points,
     prepare_image,
     resize_points,
 )
@@ -26,6 +27,14 @@ def test_resize_keeps_edges_and_centres_where_they_are():
     points = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [9.5, 3.5]])
     halved = resize_points(points, (4, 10), (2, 5))
     assert halved.tolist() == [[-0.5, -0.5], [-0.25, -0.25], [4.5, 1.5]]
+
+
+def test_mirrored_points_lie_on_the_same_pixels_of_the_mirror_image():
+    image = torch.arange(15).reshape(3, 5)
+    points = torch.tensor([[0.0, 0.0], [4.0, 2.0], [1.0, 2.0]])
+    x, y = mirror_points(points, 5).long().T
+    assert image.flip(1)[y, x].tolist() == [0, 14, 11]
+    assert mirror_points(torch.tensor([[-0.5, 1.25]]), 5).tolist() == [[4.5, 1.25]]
 
 
 def test_grid_cells_have_centres_between_their_pixels():
