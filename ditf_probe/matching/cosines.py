@@ -132,9 +132,15 @@ def cosines(
         raise not_finite(argument, features)
     (height, width), (rows, columns) = size, features.shape[-2:]
     x, y = Axis.of(width, columns, features.device), Axis.of(height, rows, features.device)
-    inverse = inverse_lengths(products, x, y).unsqueeze(-3)
-    count, batch = descriptors.shape[-2], features.shape[:-3].numel()
-    group = max(1, KEYPOINT_PIECE // (batch * rows * width))
+    yield from cosine_rows(dots, inverse_lengths(products, x, y), x, y)
+
+
+def cosine_rows(dots: Tensor, inverse: Tensor, x: Axis, y: Axis) -> Iterator[tuple[slice, slice, Tensor]]:
+    """As `cosines`, from dot products `(..., K, h, w)` and what lengths have to be multiplied with, `(..., H, W)`."""
+    *batch, count, rows, _ = dots.shape
+    height, width = inverse.shape[-2:]
+    inverse = inverse.unsqueeze(-3)
+    group = max(1, KEYPOINT_PIECE // (math.prod(batch) * rows * width))
     for first in range(0, count, group):
         keypoints = slice(first, min(first + group, count))
         wide = x(dots[..., keypoints, :, :], -1)

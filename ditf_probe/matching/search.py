@@ -16,8 +16,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ditf_probe.geometry import Size
-from ditf_probe.matching.bounds import MARGIN, Limits, bounding, upper_bounds
-from ditf_probe.matching.cosines import Axis, Gram, check_fit, cosines, dot_products, gram, inverse_root, not_finite
+from ditf_probe.matching.bounds import MARGIN, Limits, bounding, can_fuse, fused, upper_bounds
+from ditf_probe.matching.cosines import (
+    Axis,
+    Gram,
+    check_fit,
+    cosine_rows,
+    dot_products,
+    gram,
+    inverse_lengths,
+    inverse_root,
+    not_finite,
+)
 from ditf_probe.matching.pixels import Pixels, Segments, squares
 
 BUDGET = 2**26
@@ -52,7 +62,8 @@ class SearchedMap:
         """Bytes of what a search needs beside the features, whether it has been computed or not."""
         bounds = torch.float64.itemsize + (len(Limits._fields) - 1) * torch.float32.itemsize
         cells = torch.float64.itemsize * (len(Gram._fields) + 9)
-        return self.grid[0] * (self.size[1] * bounds + self.grid[1] * cells)
+        pixels = torch.float64.itemsize * self.size[0] * self.size[1]
+        return self.grid[0] * (self.size[1] * bounds + self.grid[1] * cells) + pixels
 
     @cached_property
     def gram(self) -> Gram:
@@ -88,6 +99,11 @@ class SearchedMap:
         ends = counts.cumsum(0)
         found = (ends - counts)[:, None] + torch.arange(int(counts.max()), device=counts.device)
         return torch.where(counts[:, None] > 0, found.minimum(ends[:, None] - 1), -1)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """`(H, W)` float64, one over the lengths of the interpolated features; 0 where they are zero."""
+        return inverse_lengths(self.gram, self.x, self.y)
 
     @cached_property
     def limits(self) -> Limits:
@@ -158,13 +174,15 @@ def _search(descriptors: Sequence[Tensor], maps: Sequence[SearchedMap]) -> list[
     promising = bounds >= (lower.float() - MARGIN)[..., None, None]
     many = promising.sum((-2, -1)) > _MANY * first.limits.inverse.numel()
     best, pixel = pixels.best(Segments(*(promising & ~many[..., None, None]).nonzero().unbind(1)))
-    for row, k in many.nonzero().tolist():
-        pixel[row, k], best[row, k] = _best_of_all(descriptors[row][k : k + 1], maps[row])
+    for row in many.any(1).nonzero().flatten().tolist():
+        pixel[row, many[row]], best[row, many[row]] = _best_of_all(dots[row, many[row]], maps[row])
     return [(pixel[row, :count], best[row, :count]) for row, count in enumerate(counts)]
 
 
 def _bounds(dots: Tensor, x: Axis, limits: Limits) -> Tensor:
-    """`upper_bounds`, in pieces that stay in the cache of a processor."""
+    """`upper_bounds`: fused on a GPU, elsewhere in pieces that stay in the cache of a processor."""
+    if can_fuse(dots.device):
+        return fused()(dots, x, limits)
     batch, count = dots.shape[:2]
     step = max(1, _PIECE // (batch * limits.inverse[0].numel()))
     return torch.cat([upper_bounds(dots[:, i : i + step], x, limits) for i in range(0, max(1, count), step)], dim=1)
@@ -178,12 +196,13 @@ def _highest(bounds: Tensor) -> Segments:
     return Segments(number // where.shape[1], number % where.shape[1], rows, columns)
 
 
-def _best_of_all(descriptor: Tensor, one: SearchedMap) -> tuple[Tensor, Tensor]:
-    """The best pixel of a descriptor `(1, C)`, each of them looked at."""
-    best, pixel = descriptor.new_full((1,), -torch.inf), one.x.low.new_zeros(1)
-    for _, rows, maps in cosines(descriptor, one.argument, one.features, one.size):
+def _best_of_all(dots: Tensor, one: SearchedMap) -> tuple[Tensor, Tensor]:
+    """The best pixel of descriptors with dot products `(K, h, w)`, all pixels looked at."""
+    best = dots.new_full((len(dots),), -torch.inf)
+    pixel = one.x.low.new_zeros(len(dots))
+    for part, rows, maps in cosine_rows(dots, one.inverse, one.x, one.y):
         value, index = maps.flatten(-2).max(-1)
         # Later rows must win outright, or the first of equal pixels would not be kept.
-        pixel = torch.where(value > best, index + rows.start * one.size[1], pixel)
-        best = best.maximum(value)
+        pixel[part] = torch.where(value > best[part], index + rows.start * one.size[1], pixel[part])
+        best[part] = best[part].maximum(value)
     return pixel, best
