@@ -94,19 +94,22 @@ class Term(nn.Module, ABC):
             Scalar; 0 (with a graph) where no pair is of use.
 
         Raises:
-            InputError: NaN or infinity in a map, lists of other lengths, or a need that `extras` lacks.
+            InputError: NaN or infinity in a map, lists of different lengths, or a need that `extras` lacks.
         """
-        for name, maps in (("sources", sources), ("targets", targets)):
+        lists = {"sources": sources, "targets": targets}
+        lists |= {name: maps for name, maps in vars(extras).items() if maps is not None}
+        for name, maps in lists.items():
             if len(maps) != len(pairs):
                 raise InputError(name, f"{len(maps)} maps", f"give one for each of the {len(pairs)} pairs")
+        sources, targets = checked(sources, "sources"), checked(targets, "targets")
         pointless = self.needs.isdisjoint(POINTS)
         kept = [i for i, pair in enumerate(pairs) if pointless or bool(pair.visible.any())]
         if not kept:
             parts = (*sources, *targets, *self.parameters())
-            return sum((part.sum() for part in parts), torch.zeros(())) * 0.0
-        chosen = checked([sources[i] for i in kept], "sources"), checked([targets[i] for i in kept], "targets")
-        with torch.autocast(chosen[0][0].device.type, enabled=False):
-            return self.compute(*chosen, [pairs[i] for i in kept], extras.take(kept))
+            return sum(((part * 0.0).sum() for part in parts), torch.zeros(()))
+        chosen = [sources[i] for i in kept], [targets[i] for i in kept], [pairs[i] for i in kept]
+        with torch.autocast(sources[0].device.type, enabled=False):
+            return self.compute(*chosen, extras.take(kept))
 
     @abstractmethod
     def compute(self, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], extras: Extras) -> Tensor:
@@ -119,7 +122,7 @@ def checked(maps: Sequence[Tensor], name: str) -> list[Tensor]:
     Raises:
         InputError: NaN or infinity in a map.
     """
-    if not torch.stack([features.isfinite().all() for features in maps]).all():
+    if maps and not torch.stack([features.isfinite().all() for features in maps]).all():
         raise InputError(name, "NaN or infinity", "lower the learning rate or check the features")
     return [features.to(torch.promote_types(features.dtype, torch.float32)) for features in maps]
 
