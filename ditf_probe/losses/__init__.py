@@ -8,6 +8,7 @@ from ditf_probe.losses.keypoint_contrast import KeypointContrast, same_keypoint
 from ditf_probe.losses.objective import Objective
 from ditf_probe.losses.pixels import pixel_cross_entropy
 from ditf_probe.losses.sampling import sample_batch
+from ditf_probe.losses.searching import End, SearchTerm
 from ditf_probe.losses.soft_argmax import SoftArgmaxRegression
 from ditf_probe.losses.terms import Extras, Term
 from ditf_probe.losses.transport import OptimalTransport, log_sinkhorn
@@ -15,11 +16,13 @@ from ditf_probe.losses.transport import OptimalTransport, log_sinkhorn
 __all__ = [
     "CycleConsistency",
     "DenseContrast",
+    "End",
     "Extras",
     "GaussianCrossEntropy",
     "KeypointContrast",
     "Objective",
     "OptimalTransport",
+    "SearchTerm",
     "SelfDistillation",
     "SoftArgmaxRegression",
     "Term",

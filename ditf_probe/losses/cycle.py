@@ -34,6 +34,7 @@ class CycleConsistency(SearchTerm):
         super().__init__(temperature, learn_temperature, symmetric)
         check_sigma(sigma)
         self.sigma = sigma
+        self.needs = type(self).needs  # the way back searches the source in either case
 
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`."""

@@ -1,7 +1,5 @@
 """What a probe has not been taught should stay as the features had it."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +28,7 @@ class SelfDistillation(Term):
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
     """
 
-    needs: ClassVar[frozenset[Need]] = MAPS | {"zero_shot"}
+    needs: frozenset[Need] = MAPS | {"zero_shot"}
 
     def __init__(
         self,

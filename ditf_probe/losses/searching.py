@@ -51,7 +51,7 @@ class End:
     def distances(self) -> Tensor:
         """`(B, K, h * w)` between keypoints and cells, in cells."""
         centres = self.centres().expand(len(self.places), -1, -1)
-        # By way of a matrix product, as by default on larger maps, short distances would be wrong by a tenth of a cell.
+        # By way of a matrix product, as by default, short distances on large maps would be thousandths of a cell wrong.
         return torch.cdist(self.places, centres, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -65,12 +65,14 @@ class SearchTerm(Term):
         temperature: As in `Term`.
         learn_temperature: As in `Term`.
         symmetric: Whether keypoints of the target are searched in the source too; else only those of the source in the
-            target, as matching does.
+            target, as matching does, and maps of sources are not needed whole.
     """
 
     def __init__(self, temperature: float, learn_temperature: bool, symmetric: bool) -> None:
         super().__init__(temperature, learn_temperature)
         self.symmetric = symmetric
+        if not symmetric:
+            self.needs = self.needs - {"source_maps"}
 
     def compute(self, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], extras: Extras) -> Tensor:
         """The mean over keypoints and directions; see `Term.forward`."""

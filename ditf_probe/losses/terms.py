@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
 
 Need = Literal["source_maps", "target_maps", "source_points", "target_points", "zero_shot"]
-"""What a term may need: the descriptor maps of either side, their keypoints, the features before the probe."""
+"""What a term may need: whole descriptor maps of either side, keypoints and the descriptors there, and the features
+before the probe. Of a map that is not needed whole, only the cells around keypoints visible in both images count.
+"""
 
 NEEDS: frozenset[Need] = frozenset(get_args(Need))
 MAPS: frozenset[Need] = frozenset({"source_maps", "target_maps"})
@@ -48,15 +50,15 @@ class Term(nn.Module, ABC):
     are computed in float32 (float64 for float64) under any autocast: cosines divided by a small temperature need it.
 
     Attributes:
-        needs: What it looks at, so that a task need not make the rest. Of terms with points, pairs without a keypoint
-            visible in both images are no part.
+        needs: What it looks at, so that a task need not make the rest. For terms with points, pairs without a keypoint
+            visible in both images do not count.
 
     Args:
         temperature: Cosines are divided by this, from 0.01 to 1; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
     """
 
-    needs: ClassVar[frozenset[Need]] = MAPS | POINTS
+    needs: frozenset[Need] = MAPS | POINTS
 
     def __init__(self, temperature: float, learn_temperature: bool) -> None:
         super().__init__()

@@ -1,6 +1,8 @@
 """Terms with weights: sums, refusals, shared temperatures, configuration."""
 
+import inspect
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from ditf_probe import losses
 from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
 from ditf_probe.losses import (
@@ -21,8 +24,10 @@ from ditf_probe.losses import (
     Objective,
     SelfDistillation,
     SoftArgmaxRegression,
+    Term,
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "losses.md"
 Draw = Callable[..., tuple[list[Tensor], list[Tensor], list[Pair]]]
 
 
@@ -66,6 +71,10 @@ def test_needs_are_those_of_the_terms(draw: Draw) -> None:
     assert Objective({"a": SelfDistillation()}).needs == maps | {"zero_shot"}
     assert Objective({"a": DenseContrast(), "b": SelfDistillation()}).needs == maps | points | {"zero_shot"}
     assert Objective({"a": Constant(1.0)}).needs == {"source_maps"}
+    assert Objective({"a": KeypointContrast()}).whole_sources
+    assert Objective({"a": DenseContrast(symmetric=False)}).needs == points | {"target_maps"}
+    assert not Objective({"a": DenseContrast(symmetric=False)}).whole_sources
+    assert Objective({"a": DenseContrast(symmetric=False), "b": SelfDistillation()}).whole_sources
     a, b, pairs = draw(2)
     total, values = Objective({"a": DenseContrast(), "b": SelfDistillation()})(a, b, pairs, Extras(b, a))
     assert total == values["a"] + values["b"]
@@ -137,18 +146,38 @@ def test_settings_build_the_objective_again() -> None:
 
 
 def test_a_configuration_names_classes(tmp_path: Path, draw: Draw) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "losses.yaml").write_text(example)
     parser = ArgumentParser()
-    parser.add_argument("--losses", type=dict[str, Callable[[], nn.Module]])
-    chosen = {
-        "contrast": {"class_path": "ditf_probe.losses.DenseContrast", "init_args": {"margin": 2.0}},
-        "keep": {"class_path": "ditf_probe.losses.SelfDistillation"},
-    }
-    (tmp_path / "losses.yaml").write_text(yaml.safe_dump({"losses": chosen}))
     parser.add_argument("--config", action="config")
-    found = parser.instantiate(parser.parse_args([f"--config={tmp_path / 'losses.yaml'}"])).losses
-    first, second = ({name: make() for name, make in found.items()} for _ in range(2))
-    assert isinstance(first["contrast"], DenseContrast)
-    assert first["contrast"].margin == 2
-    assert first["contrast"] is not second["contrast"]
+    parser.add_argument("--losses", type=dict[str, Callable[[], nn.Module]])
+    parser.add_argument("--loss_weights", type=dict[str, float])
+    found = parser.instantiate(parser.parse_args([f"--config={tmp_path / 'losses.yaml'}"]))
+    first, second = (Objective({name: make() for name, make in found.losses.items()}) for _ in range(2))
+    assert isinstance(first.terms["place"], SoftArgmaxRegression)
+    assert first.terms["place"].window == 5
+    assert first.terms["place"] is not second.terms["place"]
     a, b, pairs = draw(5)
-    assert float(Objective(first)(a, b, pairs, Extras(a, b))[0].detach()) > 0
+    weighted = Objective(dict(first.terms.items()), found.loss_weights)
+    total, values = weighted(a, b, pairs, Extras(a, b))
+    torch.testing.assert_close(total.detach(), values["contrast"] + 0.5 * values["place"] + 0.1 * values["keep"])
+
+
+def test_the_examples_of_the_documentation_run(draw: Draw) -> None:
+    use, own = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    sources, targets, pairs = draw(6)
+    names: dict[str, Any] = {"sources": sources, "targets": targets, "pairs": pairs, "Tensor": Tensor}
+    names |= {"source_features": [2 * m for m in sources], "target_features": targets}
+    exec(compile(use, PAGE.name, "exec"), names)
+    assert names["total"] == names["values"]["contrast"] + 0.1 * names["values"]["keep"]
+    exec(compile(own, PAGE.name, "exec"), names)
+    assert float(names["term"](sources, [2 * m for m in targets], pairs)) > 0
+
+
+def test_the_documentation_names_every_term() -> None:
+    terms = {
+        name
+        for name, kind in vars(losses).items()
+        if isinstance(kind, type) and issubclass(kind, Term) and not inspect.isabstract(kind)
+    }
+    assert set(re.findall(r"^\| `(\w+)`", PAGE.read_text(), flags=re.MULTILINE)) == terms

@@ -332,6 +332,24 @@ def test_a_cold_contrast_measures_how_far_the_partner_is_behind(draw: Draw) -> N
         assert loss == pytest.approx(slow(behind, batch, True), abs=0.01 * math.log(12))
 
 
+@pytest.mark.parametrize("name", TERMS)
+def test_sources_that_are_not_needed_whole_count_around_keypoints_only(draw: Draw, name: str) -> None:
+    term = MAKERS[name](symmetric=False)
+    everything = {"source_maps", "target_maps", "source_points", "target_points"}
+    assert MAKERS[name](symmetric=True).needs == everything
+    assert term.needs == everything - (set() if name == "cycle" else {"source_maps"})
+    for seed in range(10):
+        a, b, pairs = draw(seed)
+        bare = [torch.zeros_like(m) for m in a]
+        for features, whole, pair in zip(bare, a, pairs, strict=True):
+            for row in pair.visible.nonzero()[:, 0].tolist():
+                x, y = place(pair.source, row, tuple(whole.shape[1:]))
+                rows = slice(max(0, math.floor(y)), math.floor(y) + 2)
+                columns = slice(max(0, math.floor(x)), math.floor(x) + 2)
+                features[:, rows, columns] = whole[:, rows, columns]
+        assert torch.equal(term(bare, b, pairs), term(a, b, pairs)) == ("source_maps" not in term.needs)
+
+
 @pytest.mark.parametrize("kind", ["window_softargmax", "kernel_softargmax"])
 def test_regression_measures_what_the_matching_rule_finds(draw: Draw, kind: Any) -> None:
     rule = MatchingRule(kind, window=3, sigma=1.5, temperature=0.05)

@@ -93,7 +93,7 @@ def train(head: nn.Module, objective: Objective, batch: Batch, steps: int) -> li
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_head_learns_by_each_loss(batch: Batch, name: str) -> None:
     losses = train(head_of(batch), Objective({name: LOSSES[name]()}), batch, 16)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 def error(head: nn.Module, batch: Batch) -> float:
@@ -112,7 +112,7 @@ def test_matches_come_closer_by_the_losses_that_know_the_partner(batch: Batch, n
     head = head_of(batch)
     before = error(head, batch)
     train(head, Objective({name: LOSSES[name]()}), batch, 16)
-    assert error(head, batch) < 0.95 * before
+    assert error(head, batch) < 0.9 * before
 
 
 def test_distillation_keeps_a_head_near_the_features(batch: Batch) -> None:
