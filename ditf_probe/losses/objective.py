@@ -137,4 +137,5 @@ def _arguments(term: nn.Module) -> dict[str, Any]:
     """The arguments of a term that it keeps as attributes of the same names."""
     names = [name for name in inspect.signature(type(term)).parameters if hasattr(term, name)]
     values = {name: getattr(term, name) for name in names}
-    return {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
+    # A temperature comes by way of its logarithm in float32, which leaves no more digits than these.
+    return {name: round(value.item(), 6) if isinstance(value, Tensor) else value for name, value in values.items()}
