@@ -21,7 +21,7 @@ from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.descriptors import Ends
 from ditf_probe.tasks.heads import HeadFactory, HeadPlan
-from ditf_probe.tasks.matchers import FeatureMatcher
+from ditf_probe.tasks.matchers import FeatureMatcher, match_all
 from ditf_probe.tasks.randomness import random_state, restore_random_state
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, Row
 from ditf_probe.tasks.schedules import Optimisation, averaged
@@ -177,18 +177,22 @@ class ProbeTask(CorrespondenceTask):
                 "subcommand", "validate", "validation is part of fit; use test with --probe for trained probes"
             )
         self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
+        rule, stream = self.evaluation.rule, self._data.stream
+        self.matchers = [
+            FeatureMatcher(Row.of(name, "probe", self.features), rule, stream, self._blocks(name), probe)
+            for name, probe in self._kept().items()
+        ]
 
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
         """Matches a batch of pairs with every probe, in float32 as a later test does, whatever it is trained in."""
-        rule, stream = self.evaluation.rule, self._data.stream
         with torch.autocast(self.device.type, enabled=False):
-            for name, probe in self._kept().items():
-                matcher = FeatureMatcher(self._row(name), rule, stream, self._blocks(name), probe)
-                self.scores[0].update(name, batch, [matcher.match(pair) for pair in batch])
+            for matcher, matches in zip(self.matchers, match_all(self.matchers, batch), strict=True):
+                self.scores[0].update(matcher.row.name, batch, matches)
 
     def on_validation_epoch_end(self) -> None:
         """Logs PCK per point of every probe and their mean, `val/pck`, and keeps the best weights of each."""
         key = alpha_key(MONITORED)
+        self.matchers = []  # with the maps that they keep
         values = {name: float(metric.compute()["per_point"][key]) for name, metric in self.scores[0].pck.items()}
         if any(math.isnan(value) for value in values.values()):
             raise InputError(
@@ -241,9 +245,6 @@ class ProbeTask(CorrespondenceTask):
         with torch.autocast(self.device.type, enabled=False):
             loss: Tensor = contrast([one.float() for one in sources], [one.float() for one in targets], pairs)
         return loss, {"temperature": contrast.temperature}
-
-    def _row(self, name: str) -> Row:
-        return Row.of(name, "probe", self.features)
 
     def _kept(self) -> nn.ModuleDict:
         """The probes that are validated and kept."""
