@@ -5,7 +5,7 @@ from importlib import import_module
 
 from ditf_probe.errors import InputError
 
-NAMES = ("matching", "model_card", "near_duplicates", "store")
+NAMES = ("matching", "model_card", "near_duplicates", "scaling_model", "store")
 USAGE = f"usage: python -m benchmarks {{{','.join(NAMES)}}} [--help] ..."
 
 
