@@ -25,6 +25,7 @@ from ditf_probe.devices import DTYPES, resolve_device
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable, write_text
 
+BEGIN, END = "<!-- tables of the scaling model -->", "<!-- end of the tables -->"
 WORKLOADS = [
     ("SPair-71k", "1800", "12234"),
     ("AP-10K", "10000", "36000"),
@@ -81,8 +82,19 @@ def parser() -> argparse.ArgumentParser:
         checks.add_argument(option_of(f"check_{field.name}"), type=positive, default=field.default, help=text)
     checks.add_argument("--device", default="cpu", help="that computes, in bfloat16 on a GPU (default cpu)")
     checks.add_argument("--folder", type=Path, help="on the disk to measure (default: that of temporary files)")
+    made.add_argument("--write", type=Path, help="Markdown file whose tables are replaced, docs/scaling.md")
     made.add_argument("--json", type=Path, help="also write the numbers to this file")
     return made
+
+
+def write_tables(path: Path, tables: str) -> None:
+    """Puts the tables between the marks of a Markdown file."""
+    try:
+        before, rest = path.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError("--write", str(path), f"give a text file with the lines {BEGIN} and {END}") from error
+    write_text(path, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
 
 
 def main(arguments: list[str]) -> None:
@@ -100,8 +112,12 @@ def main(arguments: list[str]) -> None:
     else:
         costs = [image_cost(name, options.size and tuple(options.size)) for name in options.backbones]
         results |= compute(costs, machine, settings)
-        print(report(results, machine, settings))
+        tables = report(results, machine, settings)
+        if options.write:
+            write_tables(options.write, tables)
+        else:
+            print(tables)
     if options.json:
-        given = {key: value for key, value in vars(options).items() if key not in ("json", "folder")}
+        given = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "write")}
         given |= {"workload": options.workload or WORKLOADS, "torch": torch.__version__}
         write_text(options.json, json.dumps({"settings": given, "results": results}, indent=2) + "\n")
