@@ -22,7 +22,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.arguments import add_sizes, checked, measuring_parser
+from benchmarks.arguments import add_sizes, checked, measuring_parser, positive
 from benchmarks.measuring import PeakMemory, console, measure_apart, ratio, report, spread, table, three, timed
 from ditf_probe.backbones.base import Norm, TappedBlock
 from ditf_probe.devices import DTYPES
@@ -144,9 +144,8 @@ def parser() -> argparse.ArgumentParser:
     sizes = [("categories", 3, "of images, each a file of the cache"), ("images", 60, "per category")]
     sizes += [("pairs", 100, "per category"), ("channels", 1024, "of the features")]
     add_sizes(made, [*sizes, ("batch-size", 16, "images per shard of the store")])
-    made.add_argument(
-        "--grid", type=int, nargs=2, default=[30, 40], metavar=("ROWS", "COLUMNS"), help="(default 30 40)"
-    )
+    shape = ("ROWS", "COLUMNS")
+    made.add_argument("--grid", type=positive, nargs=2, default=[30, 40], metavar=shape, help="cells (default 30 40)")
     made.add_argument("--dtype", choices=DTYPES, default="float32", help="of the features (default float32)")
     made.add_argument("--folder", type=Path, help="on the disk to measure (default: that of temporary files)")
     made.add_argument("--in-this-process", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
