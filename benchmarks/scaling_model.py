@@ -12,8 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import measuring
 from benchmarks.arguments import positive, positive_number
 from benchmarks.scaling.images import BACKBONES, image_cost
 from benchmarks.scaling.machines import Machine, Workload
@@ -119,5 +118,6 @@ def main(arguments: list[str]) -> None:
             print(tables)
     if options.json:
         given = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "write")}
-        given |= {"workload": options.workload or WORKLOADS, "torch": torch.__version__}
-        write_text(options.json, json.dumps({"settings": given, "results": results}, indent=2) + "\n")
+        given["workload"] = options.workload or WORKLOADS
+        record = {"settings": given, "machine": measuring.machine(), "results": results}
+        write_text(options.json, json.dumps(record, indent=2) + "\n")

@@ -20,36 +20,50 @@ DEFINITION: dict[str, Any] = {"backbone": {"class": "Benchmark"}, "timestep": 0,
 
 def storing(sizes: Sizes, place: Place, folder: Path) -> list[Point]:
     """Rates of a small store, and the times of one with four times the tokens."""
-    channels, counts, times = sizes.heads * HEAD, [], []
-    for side in (sizes.side, 2 * sizes.side):
-        stream = torch.randn(sizes.images, side**2, channels).bfloat16()
-        shift, scale, gate = (torch.randn(sizes.images, channels) for _ in range(3))
-        block = TappedBlock(stream, shift, scale, gate, Norm(), (side, side))
-        counts.append(stream.nbytes + 3 * shift.nbytes)
-        times.append(store_times(block, place, folder / str(side)))
-    size = f"{sizes.images} entries, {4 * sizes.side**2} tokens, {channels} channels, bfloat16"
+    channels, sides = sizes.heads * HEAD, (sizes.side, 2 * sizes.side)
+    stores = [Stored(entries(sizes.images, side, channels), folder / str(side)) for side in sides]
+    size = f"{sizes.images} entries, {sides[1] ** 2} tokens, {channels} channels, bfloat16"
     points = []
-    for verb, known, measured in zip(("write", "read"), *times, strict=True):
-        rate = counts[0] / known
-        words = f"{readable_bytes(rate)}/s at {sizes.side**2} tokens"
-        points.append(Point(f"store, {verb}", size, words, counts[1] / rate, measured))
+    for verb, works in (("write", [one.write for one in stores]), ("read", [one.read for one in stores])):
+        known, measured = place.medians(works)
+        rate = stores[0].nbytes / known
+        words = f"{readable_bytes(rate)}/s at {sides[0] ** 2} tokens"
+        points.append(Point(f"store, {verb}", size, words, stores[1].nbytes / rate, measured))
     return points
 
 
-def store_times(block: TappedBlock, place: Place, folder: Path) -> tuple[float, float]:
-    """Median seconds to write a batch of entries into a new store, and to read every byte of the streams in it."""
-    keys, count = [str(index) for index in range(len(block.hidden_states))], iter(range(place.repeats + 1))
+def entries(images: int, side: int, channels: int) -> TappedBlock:
+    """A batch of noise."""
+    shift, scale, gate = (torch.randn(images, channels) for _ in range(3))
+    return TappedBlock(torch.randn(images, side**2, channels).bfloat16(), shift, scale, gate, Norm(), (side, side))
 
-    def write() -> None:
-        store = FeatureStore(folder / str(next(count)), DEFINITION)
-        store.write(keys, [(1, 1)] * len(keys), {BLOCK: block})
 
-    def read() -> None:
-        store = FeatureStore(folder / "0", DEFINITION, create=False)
-        for key in keys:
+class Stored:
+    """A batch that is written into stores and read from the last of them.
+
+    Args:
+        block: The batch.
+        folder: Of the stores.
+    """
+
+    def __init__(self, block: TappedBlock, folder: Path) -> None:
+        self.block = block
+        self.folder = folder
+        self.written = 0
+        self.keys = [str(index) for index in range(len(block.hidden_states))]
+        self.nbytes = block.hidden_states.nbytes + block.shift.nbytes + block.scale.nbytes + block.gate.nbytes
+
+    def write(self) -> None:
+        """Fills a new store."""
+        self.written += 1
+        store = FeatureStore(self.folder / str(self.written), DEFINITION)
+        store.write(self.keys, [(1, 1)] * len(self.keys), {BLOCK: self.block})
+
+    def read(self) -> None:
+        """Reads every byte of the streams."""
+        store = FeatureStore(self.folder / str(self.written), DEFINITION, create=False)
+        for key in self.keys:
             store.read(key, [BLOCK])[BLOCK].hidden_states.sum()
-
-    return place.seconds(write), place.seconds(read)
 
 
 def decoding(machine: Machine, place: Place, folder: Path) -> Point:
@@ -58,6 +72,6 @@ def decoding(machine: Machine, place: Place, folder: Path) -> Point:
     coarse = torch.randint(256, (24, 32, 3), dtype=torch.uint8).numpy()
     Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(photo, quality=95)
     transform = fit((375, 500), (960, 960), "stretch")
-    taken = place.seconds(lambda: prepare_image(read_photo(photo), transform))
+    (taken,) = place.medians([lambda: prepare_image(read_photo(photo), transform)])
     words = f"assumed {machine.decode:g} ms"
     return Point("decode", "500x375 to 960x960 pixels", words, machine.decode * MILLI, taken)

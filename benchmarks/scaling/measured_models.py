@@ -1,6 +1,7 @@
 """Measured and predicted passes of transformers and of the encoder of an autoencoder, with random weights."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -43,26 +44,27 @@ class Pass:
         """What the model of costs says."""
         return layers_of(self.model).one_pass(self.side**2, self.text).total
 
-    def seconds(self, place: Place) -> float:
-        """Median time."""
-        return place.seconds(lambda: self.model(**self.inputs))
+    def run(self) -> None:
+        """Runs it."""
+        self.model(**self.inputs)
 
 
 def transformers(sizes: Sizes, place: Place) -> list[Point]:
     """DiT gives the rate; other depths and grids, and a joint transformer with text, are predicted from it."""
     longer = sizes.side * 3 // 2
-    first = dit_pass(sizes.heads, sizes.blocks, sizes.side, place)
-    rate = first.operations / first.seconds(place)
-    points = []
-    for make, blocks, side in (
-        (dit_pass, 2 * sizes.blocks, sizes.side),
-        (dit_pass, sizes.blocks, longer),
-        (sd3_pass, sizes.blocks, longer),
-    ):
-        one = make(sizes.heads, blocks, side, place)
-        predicted = one.operations / rate
-        points.append(Point("transformer", one.size, words_of_rate(rate, first.size), predicted, one.seconds(place)))
-    return points
+    first, *others = (
+        dit_pass(sizes.heads, sizes.blocks, sizes.side, place),
+        dit_pass(sizes.heads, 2 * sizes.blocks, sizes.side, place),
+        dit_pass(sizes.heads, sizes.blocks, longer, place),
+        sd3_pass(sizes.heads, sizes.blocks, longer, place),
+    )
+    known, *taken = place.medians([one.run for one in (first, *others)])
+    rate = first.operations / known
+    words = words_of_rate(rate, first.size)
+    return [
+        Point("transformer", one.size, words, one.operations / rate, measured)
+        for one, measured in zip(others, taken, strict=True)
+    ]
 
 
 def dit_pass(heads: int, blocks: int, side: int, place: Place) -> Pass:
@@ -111,11 +113,9 @@ def encoder(sizes: Sizes, place: Place) -> list[Point]:
     """The encoder of the autoencoder in its real size, at an image half as long again."""
     vae: Any = diffusers.AutoencoderKL(**autoencoder_config(LATENTS))
     model = prepared(vae.encoder, place)
-    counts, taken, words = [], [], []
-    for side in (sizes.pixels, sizes.pixels * 3 // 16 * 8):  # the stride of the autoencoder is 8
-        image = noise(place, 1, 3, side, side)
-        counts.append(encoder_operations(LATENTS, (side, side)))
-        taken.append(place.seconds(lambda image=image: model(image)))  # type: ignore[misc]
-        words.append(f"{side}x{side} pixels")
-    rate = counts[0] / taken[0]
-    return [Point("autoencoder", words[1], words_of_rate(rate, words[0]), counts[1] / rate, taken[1])]
+    sides = (sizes.pixels, sizes.pixels * 3 // 16 * 8)  # the stride of the autoencoder is 8
+    known, asked = (encoder_operations(LATENTS, (side, side)) for side in sides)
+    words = [f"{side}x{side} pixels" for side in sides]
+    first, measured = place.medians([partial(model, noise(place, 1, 3, side, side)) for side in sides])
+    rate = known / first
+    return [Point("autoencoder", words[1], words_of_rate(rate, words[0]), asked / rate, measured)]

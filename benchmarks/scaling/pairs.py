@@ -9,14 +9,18 @@ from typing import Literal, get_args
 
 import torch
 
+from ditf_probe.matching.search import BUDGET
+
 Method = Literal["exact", "vectorised", "reference"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 _DOUBLE, _SINGLE = torch.float64.itemsize, torch.float32.itemsize
 _UPSAMPLING = 7  # operations per number: four weights, three sums
-_LENGTHS = 15  # operations per pixel: the squared length, its bound and one over its root
-_STAGE = 21  # as `_LENGTHS`, of the interpolation along rows that comes before
 _GRAM = 10  # operations per number: with itself and four neighbours
+_LIMITS = 30  # operations per row of the grid and column of the image: lengths and angles between two rows
+_BOUND = 18  # the same per keypoint: cosines on both rows, their bound, comparisons
+_PRODUCTS = 13  # numbers per cell: Gram products, and squared lengths between cells
+_WORKING = 40  # bytes per bound while it is computed
 _ADALN = 10  # operations per number: mean, variance, normalising, scale and shift
 
 
@@ -91,18 +95,19 @@ def pair_cost(method: Method, size: PairSize) -> PairCost:
 
 
 def _exact(size: PairSize) -> PairCost:
-    """Dot products and Gram products on the grid, then one map per keypoint at the size of the image."""
-    numbers, (height, width), rows = size.channels * size.cells, size.image, size.grid[0]
+    """Dot and Gram products on the grid, then one bound per keypoint, row of the grid and column of the image.
+
+    The few pixels whose bound reaches the best one are not counted: how many there are depends on the features.
+    """
+    numbers, bounds = size.channels * size.cells, size.grid[0] * size.image[1]
     channel_operations = numbers * (2 * size.keypoints + _GRAM)
-    # Per keypoint: interpolation along rows on the grid's rows, then down the columns, the division, the comparison.
-    maps = size.keypoints * (3 * rows * width + 5 * height * width)
-    pixel_operations = maps + _STAGE * rows * width + _LENGTHS * size.pixels
-    # The features once; maps on the grid written and read; pieces of large maps stay in a cache, lengths do not.
-    grid_maps = 2 * (size.keypoints + 5) * size.cells * _DOUBLE
-    wide = size.keypoints * rows * width * _DOUBLE
-    lengths = size.pixels * _DOUBLE
-    traffic = numbers * _SINGLE + grid_maps + 2 * wide + 2 * lengths
-    return PairCost(channel_operations, pixel_operations, traffic, grid_maps // 2 + wide + 3 * lengths)
+    pixel_operations = bounds * (size.keypoints * _BOUND + _LIMITS)
+    # The features twice, for dots and for Gram products; what lies on the grid or between its rows written and read.
+    products = (size.keypoints + _PRODUCTS) * size.cells * _DOUBLE
+    limits = bounds * (_DOUBLE + 4 * _SINGLE)
+    traffic = 2 * numbers * _SINGLE + 2 * (products + limits + size.keypoints * bounds * _SINGLE)
+    working = min(size.keypoints * bounds * _WORKING, BUDGET)
+    return PairCost(channel_operations, pixel_operations, traffic, products + limits + working)
 
 
 def modulation_cost(size: PairSize, stored: torch.dtype) -> PairCost:

@@ -1,13 +1,13 @@
 """Sizes to measure, points that come of it, and a stopwatch."""
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from benchmarks.measuring import in_turns
 from benchmarks.scaling.tables import readable_operations
 
 HEAD = 72
@@ -69,16 +69,18 @@ class Place:
         """Of models: bfloat16 on a GPU, float32 on a CPU, which may have no fast bfloat16."""
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
-    def seconds(self, work: Callable[[], object], repeats: int | None = None) -> float:
-        """Median time of some work after a first run that does not count."""
-        taken = []
-        for _ in range(1 + (repeats or self.repeats)):
-            self._wait()
-            start = time.perf_counter()
-            work()
-            self._wait()
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken[1:])
+    def medians(self, works: Sequence[Callable[[], object]], repeats: int | None = None) -> list[float]:
+        """Median seconds of each, in turns, after a first round that does not count."""
+
+        def waiting(work: Callable[[], object]) -> Callable[[], None]:
+            def run() -> None:
+                work()
+                self._wait()
+
+            return run
+
+        named = {str(number): waiting(work) for number, work in enumerate(works)}
+        return [statistics.median(taken) for taken in in_turns(named, repeats or self.repeats).values()]
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
