@@ -30,7 +30,7 @@ class Machine:
     pcie: float = _assumed(50, "GB/s", "between host and one GPU, PCIe 5.0 x16")
     gpus_per_node: float = _assumed(8, "GPUs", "of a node; fewer GPUs get their share of its cores and memory")
     cores: float = _assumed(12, "cores", "that decode, per GPU")
-    decode: float = _assumed(25, "ms", "of one core to read, decode and resize an image")
+    decode: float = _assumed(40, "ms", "of one core to read, decode and resize an image")
     pair_overhead: float = _assumed(3, "ms", "per pair, Python and launches of kernels in matching")
     ram: float = _assumed(192, "GiB", "for features, per GPU")
     disk_write: float = _assumed(3, "GB/s", "of the disks of a node")

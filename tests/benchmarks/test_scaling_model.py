@@ -311,7 +311,7 @@ def test_sizes_and_works_as_arguments(benchmark, tmp_path, capsys):
     written = json.loads(file.read_text())
     (image,), (estimate,) = written["results"]["images"], written["results"]["estimates"]
     assert (image["tokens"], image["grid"]) == (1200, [30, 40])
-    assert estimate["extraction"]["stages"]["decode"] == pytest.approx(10 * 0.025 / (3 * 0.5))
+    assert estimate["extraction"]["stages"]["decode"] == pytest.approx(10 * 0.04 / (3 * 0.5))
     assert written["settings"]["keypoints"] == 5
 
 
