@@ -16,10 +16,11 @@ from benchmarks import measuring
 from benchmarks.arguments import positive, positive_number
 from benchmarks.scaling.images import BACKBONES, image_cost
 from benchmarks.scaling.machines import Machine, Workload
-from benchmarks.scaling.measured import Sizes, check
+from benchmarks.scaling.measured import check
 from benchmarks.scaling.report import check_table, report
 from benchmarks.scaling.results import Settings, compute
 from benchmarks.scaling.tables import option_of
+from benchmarks.scaling.timing import Sizes
 from ditf_probe.devices import DTYPES, resolve_device
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable, write_text
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m benchmarks scaling_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sides = {"type": positive, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
+    sides: dict[str, Any] = {"type": positive, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
     made.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="which (default all)")
     made.add_argument("--size", **sides, help="pixels of prepared images (default those of the presets)")
     made.add_argument("--ensemble", type=positive, nargs="+", default=[1, 8], help="noise draws (default 1 8)")

@@ -51,7 +51,8 @@ class Stored:
         self.folder = folder
         self.written = 0
         self.keys = [str(index) for index in range(len(block.hidden_states))]
-        self.nbytes = block.hidden_states.nbytes + block.shift.nbytes + block.scale.nbytes + block.gate.nbytes
+        parts = (block.hidden_states, block.shift, block.scale, block.gate)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def write(self) -> None:
         """Fills a new store."""
