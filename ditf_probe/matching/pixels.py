@@ -27,7 +27,7 @@ def squares(products: Gram) -> Tensor:
     """
     own, right, below, cross = products
     parts = (own, _lower(own), below, _right(own), _right(_lower(own)), _right(below), right, _lower(right), cross)
-    return torch.stack(parts, dim=-1).unflatten(-1, (3, 3))
+    return torch.stack(parts, dim=-1).view(*own.shape, 3, 3)
 
 
 class Pixels:
