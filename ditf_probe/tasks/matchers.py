@@ -134,6 +134,7 @@ def match_all(matchers: Sequence[Matcher], pairs: Sequence[Pair]) -> list[list[M
     """
     found: dict[tuple[int, int], Match] = {}
     waiting: dict[tuple[int, int], tuple[PreparedMap, PreparedMap, Tensor]] = {}
+    keypoints: dict[tuple[int, torch.device], Tensor] = {}
 
     def flush() -> None:
         for (row, column), matches in zip(waiting, match_prepared(list(waiting.values())), strict=True):
@@ -145,7 +146,9 @@ def match_all(matchers: Sequence[Matcher], pairs: Sequence[Pair]) -> list[list[M
     for column, pair in enumerate(pairs):
         for row, matcher in enumerate(matchers):
             if isinstance(matcher, MapMatcher):
-                waiting[row, column] = matcher.prepared(pair)
+                source, target, points = matcher.prepared(pair)
+                # The very same keypoints for all rows, so that what they share is computed once.
+                waiting[row, column] = source, target, keypoints.setdefault((column, points.device), points)
             else:
                 found[row, column] = matcher.match(pair)
         if sum(one.features.nbytes for pair in waiting.values() for one in pair[:2]) > TOGETHER:
@@ -205,10 +208,7 @@ class FeatureMatcher(MapMatcher):
 
     def prepared(self, pair: Pair) -> tuple[PreparedMap, PreparedMap, Tensor]:
         """As in `MapMatcher`; images that came lately are not prepared again."""
-        source, target = (
-            self._kept.get((side.image_id, side.size), lambda side=side: self.prepare(self._map(side), side))
-            for side in (pair.source, pair.target)
-        )
+        source, target = self._prepared(pair.source), self._prepared(pair.target)
         return source, target, pair.source.keypoints[pair.source.visible].to(source.features.device)
 
     def forget(self) -> None:
@@ -231,6 +231,9 @@ class FeatureMatcher(MapMatcher):
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found
+
+    def _prepared(self, side: Side) -> PreparedMap:
+        return self._kept.get((side.image_id, side.size), lambda: self.prepare(self._map(side), side))
 
     @torch.no_grad()
     def _map(self, side: Side) -> Tensor:
