@@ -1,20 +1,33 @@
 """Heads over frozen features: plain modules that know channels, not backbones.
 
 A probe is built as `Probe(channels, blocks, ...)`, keeps every argument as an attribute of the same name, and maps
-`{block: (B, C, h, w)}` to descriptors `(B, D, h, w)`.
+`{block: (B, C, h, w)}` to descriptors `(B, D, h, w)`; see `probes.base.Probe` for what else one may declare.
 """
 
 from ditf_probe.probes.aggregation import LayerAggregation
+from ditf_probe.probes.base import Probe, penalty_of, takes_timesteps
+from ditf_probe.probes.bottleneck import BottleneckProbe
 from ditf_probe.probes.folder import ProbeFacts, describe_probe, load_probe, load_weights, read_facts, save_probe
+from ditf_probe.probes.gate import ChannelGate, ClosedChannels
 from ditf_probe.probes.linear import LinearProbe
+from ditf_probe.probes.low_rank import LowRankAdapter
+from ditf_probe.probes.timesteps import TimestepAggregation
 
 __all__ = [
+    "BottleneckProbe",
+    "ChannelGate",
+    "ClosedChannels",
     "LayerAggregation",
     "LinearProbe",
+    "LowRankAdapter",
+    "Probe",
     "ProbeFacts",
+    "TimestepAggregation",
     "describe_probe",
     "load_probe",
     "load_weights",
+    "penalty_of",
     "read_facts",
     "save_probe",
+    "takes_timesteps",
 ]
