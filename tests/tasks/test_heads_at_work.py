@@ -8,6 +8,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from ditf_probe.backbones.loading import load_backbone
@@ -22,10 +25,12 @@ from ditf_probe.probes import (
     LowRankAdapter,
     TimestepAggregation,
     describe_probe,
+    load_probe,
     save_probe,
 )
-from ditf_probe.tasks import CorrespondenceTask
+from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.records import RowResult
+from ditf_probe.tasks.rows import Fusion
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Make = Callable[..., L.Trainer]
@@ -84,3 +89,93 @@ def test_fresh_heads_predict_what_their_zero_shot_row_predicts(
         for column in COLUMNS:
             found, expected = (getattr(x, column) for x in (rows[name].predictions, zero_shot))
             np.testing.assert_array_equal(found, expected, err_msg=f"{name}, {column}")
+
+
+def test_fresh_heads_over_several_blocks_predict_what_the_fusion_of_these_blocks_predicts(
+    features: BackboneFeatures, trainer: Make, tmp_path: Path
+) -> None:
+    features = replace(features, timestep=STEPS)
+    folders = save_fresh(tmp_path, features, HEADS, [0, 1])
+    other = {"second": replace(features, blocks=[0])}
+    pairs = PairDataModule(test={"synthetic": SyntheticPairs("test", 6, 32)})
+    fusions = {"both": Fusion(["second", "adaln"])}
+    task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path), others=other, fusions=fusions)
+    trainer().test(task, pairs, verbose=False)
+    rows = rows_of(task)
+    for name in HEADS:
+        for column in COLUMNS:
+            found, expected = (getattr(rows[x].predictions, column) for x in (name, "both"))
+            np.testing.assert_array_equal(found, expected, err_msg=f"{name}, {column}")
+
+
+def test_all_heads_train_together_and_every_parameter_of_each_learns(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    features = replace(features, timestep=STEPS)
+    gate = {"penalised": lambda channels, blocks: ChannelGate(channels, blocks, l1=0.5)}
+    heads = {**HEADS, **LEARNT, **gate}
+    torch.manual_seed(0)
+    task = ProbeTask(features, heads, {name: [0, 1] for name in LEARNT}, rows=["adaln"], run_dir=str(tmp_path))
+    grown: dict[str, float] = {}
+    losses: dict[str, float] = {}
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *arguments: Any) -> None:
+            for name, parameter in task.probes.named_parameters():
+                assert parameter.grad is not None, name
+                grown[name] = max(grown.get(name, 0.0), float(parameter.grad.abs().max()))
+
+        def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+            if not losses:
+                losses.update({name: float(trainer.callback_metrics[f"train/loss/{name}"]) for name in heads})
+
+    trainer(max_epochs=2, callbacks=[Watch()]).fit(task, pairs)
+    assert all(value > 0 for value in grown.values()), grown
+    # At the first step all gates are open: the penalty is its weight, and the loss of every fresh head the same.
+    assert losses["penalised"] == pytest.approx(losses["gate"] + 0.5, abs=1e-5)
+    assert {round(losses[name], 4) for name in HEADS} == {round(losses["gate"], 4)}
+    for name in heads:
+        probe, facts = load_probe(tmp_path / "probes" / name)
+        assert facts.features["timestep"] == STEPS
+        assert type(probe) is type(task.probes[name])
+    folders = [str(tmp_path / "probes" / name) for name in heads]
+    again = CorrespondenceTask(replace(features, timestep=200), ["adaln"], folders, run_dir=str(tmp_path))
+    trainer().test(again, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
+    rows = rows_of(again)
+    assert list(rows) == ["adaln", *heads]
+    assert rows["gate"].notes == ("block 1: 0 of 16 channels closed",)
+
+
+def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_channels_it_closed(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    features = replace(features, massive_channels=[3, 7])
+
+    def gate(channels: int, blocks: list[int]) -> ChannelGate:
+        made = ChannelGate(channels, blocks)
+        with torch.no_grad():
+            made.scales["1"][[2, 7]] = 0.01
+        return made
+
+    folders = save_fresh(tmp_path, features, {"gate": gate}, [1])
+    task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path))
+    trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
+    assert rows_of(task)["gate"].notes == ("block 1: 2 of 16 channels closed, 1 of 2 massive",)
+
+
+def test_a_configuration_names_heads_by_class_path(features: BackboneFeatures) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(L.LightningModule, "model")
+    given = {
+        "gate": {"class_path": "ditf_probe.probes.ChannelGate", "init_args": {"l1": 0.1}},
+        "bottleneck": {"class_path": "ditf_probe.probes.BottleneckProbe"},
+        "low_rank": {"class_path": "ditf_probe.probes.LowRankAdapter", "init_args": {"rank": 2}},
+        "time": {"class_path": "ditf_probe.probes.TimestepAggregation", "init_args": {"num_timesteps": 3}},
+        "layers": {"class_path": "ditf_probe.probes.LayerAggregation", "init_args": {"layer_projection": "bottleneck"}},
+    }
+    arguments = {"features": {"blocks": [1], "timestep": 1}, "probes": given}
+    model = {"class_path": "ditf_probe.tasks.ProbeTask", "init_args": arguments}
+    task = parser.instantiate(parser.parse_object({"model": model})).model
+    built = {name: factory(16, [1, 2]) for name, factory in task.factories.items()}
+    assert [type(head).__name__ for head in built.values()] == [x["class_path"].split(".")[-1] for x in given.values()]
+    assert (built["gate"].l1, built["low_rank"].rank, built["time"].num_timesteps) == (0.1, 2, 3)
