@@ -7,6 +7,7 @@ A probe is built as `Probe(channels, blocks, ...)`, keeps every argument as an a
 from ditf_probe.probes.aggregation import LayerAggregation
 from ditf_probe.probes.base import Probe, penalty_of, takes_timesteps
 from ditf_probe.probes.bottleneck import BottleneckProbe
+from ditf_probe.probes.cost import ProbeCost, probe_cost, probe_latency
 from ditf_probe.probes.folder import ProbeFacts, describe_probe, load_probe, load_weights, read_facts, save_probe
 from ditf_probe.probes.gate import ChannelGate, ClosedChannels
 from ditf_probe.probes.linear import LinearProbe
@@ -21,12 +22,15 @@ __all__ = [
     "LinearProbe",
     "LowRankAdapter",
     "Probe",
+    "ProbeCost",
     "ProbeFacts",
     "TimestepAggregation",
     "describe_probe",
     "load_probe",
     "load_weights",
     "penalty_of",
+    "probe_cost",
+    "probe_latency",
     "read_facts",
     "save_probe",
     "takes_timesteps",

@@ -19,6 +19,7 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
+from ditf_probe.tasks.costs import row_cost
 from ditf_probe.tasks.evaluation import Evaluation
 from ditf_probe.tasks.matchers import Matcher
 from ditf_probe.tasks.models import Models
@@ -243,8 +244,11 @@ class CorrespondenceTask(L.LightningModule):
             stream.open(dataset, ids)
 
     def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
-        found = scores.predictions()
-        rows = [RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note()) for m in self.matchers]
+        found, size = scores.predictions(), dataset[0].source.size
+        rows = [
+            RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note(), row_cost(m, size))
+            for m in self.matchers
+        ]
         indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
         statistic, threshold = self.evaluation.statistic(name), self.evaluation.threshold or dataset.threshold
         return DatasetResult(name, dataset.unit, statistic, threshold, pair_facts(dataset, indices), rows)

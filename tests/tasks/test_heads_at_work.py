@@ -26,6 +26,7 @@ from ditf_probe.probes import (
     TimestepAggregation,
     describe_probe,
     load_probe,
+    probe_cost,
     save_probe,
 )
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
@@ -144,6 +145,26 @@ def test_all_heads_train_together_and_every_parameter_of_each_learns(
     rows = rows_of(again)
     assert list(rows) == ["adaln", *heads]
     assert rows["gate"].notes == ("block 1: 0 of 16 channels closed",)
+    assert rows["adaln"].cost is None
+    for name, row in rows.items():
+        assert (row.cost is None) == (name == "adaln")
+        if row.cost is not None:
+            probe, facts = load_probe(tmp_path / "probes" / name)
+            assert row.cost.grid == (8, 8)  # 32 pixels at a stride of 4
+            assert row.cost.flops == probe_cost(probe, 16, row.cost.grid).flops
+            assert row.cost.latency_ms > 0
+
+
+def test_a_fused_row_costs_what_its_parts_cost(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    folders = save_fresh(tmp_path, features, {"gate": HEADS["gate"], "low_rank": HEADS["low_rank"]}, [1])
+    fusions = {"fused": Fusion(["adaln", "gate", "low_rank"])}
+    task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path), fusions=fusions)
+    trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
+    rows = rows_of(task)
+    costs = [rows[name].cost for name in ("gate", "low_rank", "fused")]
+    assert [cost and cost.flops for cost in costs] == [16 * 64, 64 * (2 * 2 * 16 * 4 + 16), 64 * (2 * 2 * 16 * 4 + 32)]
 
 
 def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_channels_it_closed(

@@ -1,0 +1,39 @@
+"""What the heads of a row cost, measured where they run."""
+
+from collections.abc import Iterator
+
+from ditf_probe.probes import probe_cost, probe_latency
+from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, Matcher
+from ditf_probe.tasks.records import RowCost
+
+
+def row_cost(matcher: Matcher, size: tuple[int, int]) -> RowCost | None:
+    """What the heads of a row add to an image of (height, width); None where it has none.
+
+    The sum over the parts of a fused row.
+    """
+    costs = [_cost(head, size) for head in _heads(matcher)]
+    if not costs:
+        return None
+    flops, latency = sum(cost.flops for cost in costs), sum(cost.latency_ms for cost in costs)
+    return RowCost(flops, costs[0].grid, latency, costs[0].device)
+
+
+def _heads(matcher: Matcher) -> Iterator[FeatureMatcher]:
+    """The parts of a row that have a head."""
+    if isinstance(matcher, FusedMatcher):
+        for part in matcher.parts:
+            yield from _heads(part)
+    elif isinstance(matcher, FeatureMatcher) and matcher.probe is not None:
+        yield matcher
+
+
+def _cost(matcher: FeatureMatcher, size: tuple[int, int]) -> RowCost:
+    assert matcher.probe is not None
+    extractor = matcher.stream.extractor
+    backbone, (height, width) = extractor.backbone, extractor.transform(size).canvas
+    strides = {block: backbone.stride_at(block) for block in matcher.blocks}
+    grids = {block: (height // stride, width // stride) for block, stride in strides.items()}
+    given = matcher.probe, backbone.common_channels(matcher.blocks), grids, len(extractor.timesteps)
+    latency = probe_latency(*given)
+    return RowCost(probe_cost(*given).flops, grids[matcher.blocks[0]], latency, str(backbone.device))
