@@ -84,7 +84,8 @@ class LayerAggregation(Probe):
             if self.num_timesteps is None:
                 total = total + weight[0] * self._projected(block, layer)
             else:
-                steps = self._projected(block, layer.flatten(0, 1)).unflatten(0, layer.shape[:2])
+                steps = self._projected(block, layer.flatten(0, 1))
+                steps = steps.reshape(*layer.shape[:2], *steps.shape[1:])
                 total = total + (weight[:, None, None, None] * steps).sum(1)
         return total
 

@@ -61,6 +61,24 @@ def penalty_of(probe: nn.Module) -> Tensor | None:
     return found
 
 
+def check_num_timesteps(argument: str, name: str, wanted: int | None, timestep: int | Sequence[int]) -> None:
+    """Refuses features of another number of timesteps than a head takes.
+
+    Args:
+        argument: Who asked for the head.
+        name: What it is called there.
+        wanted: How many it takes; None for any.
+        timestep: Timestep, or timesteps, of the features.
+
+    Raises:
+        InputError: They have more or fewer.
+    """
+    given = 1 if isinstance(timestep, int) else len(timestep)
+    if wanted is not None and wanted != given:
+        remedy = f"its head takes {wanted} timesteps and its features have {given}, give it num_timesteps {given}"
+        raise InputError(argument, name, remedy)
+
+
 def checked_count(name: str, value: int) -> int:
     """A number of channels, timesteps and the like.
 

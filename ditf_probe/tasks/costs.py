@@ -1,10 +1,23 @@
-"""What the heads of a row cost, measured where they run."""
+"""What a row leaves behind, with what its heads cost, measured where they run."""
 
 from collections.abc import Iterator
 
+from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.probes import probe_cost, probe_latency
 from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, Matcher
-from ditf_probe.tasks.records import RowCost
+from ditf_probe.tasks.records import RowCost, RowResult
+
+
+def row_result(matcher: Matcher, predictions: Predictions, size: tuple[int, int]) -> RowResult:
+    """What a row found on a data set.
+
+    Args:
+        matcher: The row.
+        predictions: Where it put the keypoints.
+        size: (height, width) of an image of the data set, for which its cost is counted.
+    """
+    row = matcher.row
+    return RowResult(row.name, row.kind, predictions, matcher.parameters, matcher.note(), row_cost(matcher, size))
 
 
 def row_cost(matcher: Matcher, size: tuple[int, int]) -> RowCost | None:

@@ -16,7 +16,7 @@ from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
-from ditf_probe.probes import describe_probe, load_weights, penalty_of, save_probe, takes_timesteps
+from ditf_probe.probes import check_num_timesteps, describe_probe, load_weights, penalty_of, save_probe, takes_timesteps
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
 from ditf_probe.tasks.matchers import FeatureMatcher
@@ -111,8 +111,9 @@ class ProbeTask(CorrespondenceTask):
         for name, factory in self.factories.items():
             blocks = self._blocks(name)
             probe = factory(self.backbone.common_channels(blocks), blocks)
+            check_num_timesteps("probes", name, getattr(probe, "num_timesteps", None), self.features.timestep)
             if name in self.init_from:
-                load_weights(probe, self.init_from[name])
+                load_weights(probe, self.init_from[name], asdict(replace(self.features, blocks=blocks)))
             self.probes[name] = probe
 
     def configure_optimizers(self) -> Any:
