@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.probes.base import Probe, checked_count
-from ditf_probe.probes.layers import Bottleneck, layer_norm, projection, select_layers
+from ditf_probe.probes.layers import Bottleneck, at_least_float32, layer_norm, projection, select_layers
 
 Normalisation = Literal["layer_norm", "l2"]
 LayerProjection = Literal["linear", "bottleneck"]
@@ -103,6 +103,6 @@ class LayerAggregation(Probe):
         return self.mixture.softmax(dim=0).reshape(-1, len(self.blocks))
 
     def _projected(self, block: int, layer: Tensor) -> Tensor:
-        layer = F.normalize(layer, dim=1) if self.normalisation == "l2" else layer_norm(layer)
+        layer = F.normalize(at_least_float32(layer), dim=1) if self.normalisation == "l2" else layer_norm(layer)
         found: Tensor = self.projections[str(block)](layer)
         return found + self.branches[str(block)](layer) if self.branches else found

@@ -48,13 +48,21 @@ def joined(layers: Sequence[Tensor]) -> Tensor:
     Returns:
         `(B, C, h, w)` of one, `(B, n C, h, w)` of n.
     """
-    return layers[0] if len(layers) == 1 else torch.cat([F.normalize(layer, dim=1) for layer in layers], dim=1)
+    if len(layers) == 1:
+        return layers[0]
+    return torch.cat([F.normalize(at_least_float32(layer), dim=1) for layer in layers], dim=1)
 
 
 def layer_norm(layer: Tensor) -> Tensor:
     """Zero mean and unit variance over the channels of each token, `(..., C, h, w)`."""
+    layer = at_least_float32(layer)
     centred = layer - layer.mean(dim=-3, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=-3, keepdim=True) + EPS)
+
+
+def at_least_float32(layer: Tensor) -> Tensor:
+    """The same in float32 where it is less precise; norms and means are taken in that."""
+    return layer if layer.dtype in (torch.float32, torch.float64) else layer.float()
 
 
 def projection(channels: int, width: int) -> nn.Conv2d:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.probes import probe_cost, probe_latency
-from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, Matcher
+from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.matchers import FeatureMatcher, Matcher
 from ditf_probe.tasks.records import RowCost, RowResult
 
 

@@ -203,6 +203,19 @@ def test_gradients_reach_every_parameter_and_fresh_ones_are_defined(name: str) -
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_half_precision_loses_digits_only(name: str) -> None:
+    """As in a training in bfloat16: features are rounded, weights are not, and norms are taken in float32."""
+    probe = shaken(HEADS[name], BLOCKS)
+    maps = {block: 30 * layer for block, layer in maps_for(probe).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = probe({block: layer.bfloat16() for block, layer in maps.items()})
+    expected = probe(maps)
+    assert float(((found.float() - expected).norm() / expected.norm()).detach()) < 0.02
+    found.float().square().sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in probe.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_folder_round_trip(name: str, tmp_path: Path) -> None:
     probe = shaken(HEADS[name], BLOCKS)
     facts = describe_probe(probe, features={"blocks": BLOCKS}, backbone={}, training={})
