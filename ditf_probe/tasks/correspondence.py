@@ -19,7 +19,7 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
-from ditf_probe.tasks.costs import row_result
+from ditf_probe.tasks.costs import row_results
 from ditf_probe.tasks.evaluation import Evaluation
 from ditf_probe.tasks.matchers import Matcher, match_all
 from ditf_probe.tasks.models import Models
@@ -247,8 +247,7 @@ class CorrespondenceTask(L.LightningModule):
             stream.close()
 
     def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
-        found, size = scores.predictions(), dataset[0].source.size
-        rows = [row_result(matcher, found[matcher.row.name], size) for matcher in self.matchers]
+        rows = row_results(self.matchers, scores.predictions(), dataset[0].source.size)
         indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
         statistic, threshold = self.evaluation.statistic(name), self.evaluation.threshold or dataset.threshold
         return DatasetResult(name, dataset.unit, statistic, threshold, pair_facts(dataset, indices), rows)

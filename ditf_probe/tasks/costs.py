@@ -1,6 +1,6 @@
 """What a row leaves behind, with what its heads cost, measured where they run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.probes import probe_cost, probe_latency
@@ -9,16 +9,20 @@ from ditf_probe.tasks.matchers import FeatureMatcher, Matcher
 from ditf_probe.tasks.records import RowCost, RowResult
 
 
-def row_result(matcher: Matcher, predictions: Predictions, size: tuple[int, int]) -> RowResult:
-    """What a row found on a data set.
+def row_results(
+    matchers: Sequence[Matcher], found: Mapping[str, Predictions], size: tuple[int, int]
+) -> list[RowResult]:
+    """What the rows leave behind of a data set.
 
     Args:
-        matcher: The row.
-        predictions: Where it put the keypoints.
-        size: (height, width) of an image of the data set, for which its cost is counted.
+        matchers: The rows.
+        found: Name of each row to where it put the keypoints.
+        size: (height, width) of an image of the data set, for which costs are counted.
     """
-    row = matcher.row
-    return RowResult(row.name, row.kind, predictions, matcher.parameters, matcher.note(), row_cost(matcher, size))
+    return [
+        RowResult(x.row.name, x.row.kind, found[x.row.name], x.parameters, x.note(), row_cost(x, size))
+        for x in matchers
+    ]
 
 
 def row_cost(matcher: Matcher, size: tuple[int, int]) -> RowCost | None:
