@@ -75,6 +75,20 @@ class TimestepAggregation(Probe):
         residuals = (self.residuals[str(block)] for block in self.blocks)
         return joined([layer.mean(1) + residual(layer) for layer, residual in zip(layers, residuals, strict=True)])
 
+    def timestep_weights(self) -> dict[int, list[float]]:
+        """Block index to the weight of each timestep, in the order of the features; they sum to 1.
+
+        Raises:
+            InputError: The weights of another mode than "softmax" differ from token to token.
+        """
+        found = {}
+        for block in self.blocks:
+            residual = self.residuals[str(block)]
+            if not isinstance(residual, _Weights):
+                raise InputError("mode", self.mode, "weights of timesteps are those of softmax")
+            found[block] = residual.logits.detach().softmax(0).tolist()
+        return found
+
     def _residual(self) -> nn.Module:
         if self.mode == "softmax":
             return _Weights(self.num_timesteps)

@@ -325,6 +325,16 @@ def test_convolution_and_attention_know_the_order_of_timesteps_and_softmax_treat
     torch.testing.assert_close(probe(maps), backwards({4: maps[4].flip(1)}))
 
 
+def test_weights_of_timesteps_are_those_of_softmax() -> None:
+    probe = TimestepAggregation(CHANNELS, BLOCKS, 4, "softmax")
+    with torch.no_grad():
+        probe.residuals["1"].logits.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]).log())
+    assert probe.timestep_weights()[1] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert probe.timestep_weights()[4] == [0.25] * 4
+    with pytest.raises(InputError, match="mode"):
+        TimestepAggregation(CHANNELS, BLOCKS, 4, "attention").timestep_weights()
+
+
 def test_penalty_sees_ratios_of_scales_only() -> None:
     gate = ChannelGate(4, BLOCKS, l1=0.5)
     penalty = gate.penalty()
