@@ -165,6 +165,8 @@ def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -
         **compared,
         "parameters": row.parameters,
         "notes": [*row.notes, *_beaten(compared["delta_same_position"])],
+        # Without the time, so that the same predictions give the same file.
+        **({"cost": {"flops": row.cost.flops, "grid": list(row.cost.grid)}} if row.cost else {}),
     }
 
 

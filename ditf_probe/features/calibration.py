@@ -35,7 +35,9 @@ class Calibration:
     position_means: dict[Recipe, dict[int, Tensor]]
 
 
-def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, channels: Sequence[int]) -> Tensor:
+def make_features(
+    tapped: TappedBlock, modulation: Modulate, discard: Discard, channels: Sequence[int], per_timestep: bool = False
+) -> Tensor:
     """From a tapped block to its feature map, float32 throughout.
 
     Args:
@@ -43,9 +45,10 @@ def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, c
         modulation: "none", "layer_norm" or "adaln".
         discard: "none", "pre_norm" or "post_adaln".
         channels: The massive channels.
+        per_timestep: Give the features of each timestep in place of their mean.
 
     Returns:
-        `(B, C, h, w)` float32.
+        `(B, C, h, w)` float32, or `(B, T, C, h, w)` per timestep, T = 1 where there is one.
 
     Raises:
         InputError: "adaln" where the model has neither shift nor scale.
@@ -53,7 +56,8 @@ def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, c
     if tapped.hidden_states.ndim == 4:
         steps = tapped.hidden_states.shape[1]
         maps = make_features(tapped.map(lambda x: x.flatten(0, 1)), modulation, discard, channels)
-        return maps.reshape(-1, steps, *maps.shape[1:]).mean(1)
+        maps = maps.reshape(-1, steps, *maps.shape[1:])
+        return maps if per_timestep else maps.mean(1)
     x = tapped.hidden_states.float()
     if discard == "pre_norm":
         x = discard_channels(x, channels)
@@ -65,7 +69,8 @@ def make_features(tapped: TappedBlock, modulation: Modulate, discard: Discard, c
         x = modulate(x, tapped.shift, tapped.scale, norm=tapped.norm.kind, eps=tapped.norm.eps)
     if discard == "post_adaln":
         x = discard_channels(x, channels)
-    return x.transpose(1, 2).reshape(len(x), -1, *tapped.grid)
+    maps = x.transpose(1, 2).reshape(len(x), -1, *tapped.grid)
+    return maps[:, None] if per_timestep else maps
 
 
 def fit_mean(mean: Tensor, grid: tuple[int, int]) -> Tensor:

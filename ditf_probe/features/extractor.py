@@ -1,6 +1,6 @@
 """Images to DiTF features: prepare, run the backbone, modulate."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
 from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
+from ditf_probe.features.batches import with_ids
 from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
 from ditf_probe.features.debias import PositionBasis, project_out
 from ditf_probe.features.settings import (
@@ -169,6 +170,7 @@ class FeatureExtractor:
         modulation: Modulate | None = None,
         discard: Discard | None = None,
         position_debias: PositionDebias | None = None,
+        per_timestep: bool = False,
     ) -> dict[int, Tensor]:
         """Features from tapped blocks.
 
@@ -177,9 +179,11 @@ class FeatureExtractor:
             modulation: In place of the extractor's own.
             discard: In place of the extractor's own.
             position_debias: In place of the extractor's own.
+            per_timestep: Give the features of each timestep in place of their mean. Debias takes the same from each,
+                what it finds in the mean.
 
         Returns:
-            Block index to `(B, C, h, w)` float32.
+            Block index to `(B, C, h, w)` float32; per timestep `(B, T, C, h, w)`, in the order of `timesteps`.
 
         Raises:
             InputError: Unknown choice, or one that needs `calibrate` first.
@@ -190,7 +194,7 @@ class FeatureExtractor:
         check_recipe(modulation, discard, position_debias)
         found = {}
         for index, block in tapped.items():
-            maps = self._made(index, block, modulation, discard)
+            maps = self._made(index, block, modulation, discard, per_timestep)
             if position_debias == "mean":
                 maps = maps - fit_mean(self._position_mean(index, modulation, discard), block.grid).to(maps.device)
             elif position_debias == "svd":
@@ -199,6 +203,11 @@ class FeatureExtractor:
                 maps = project_out(maps, basis)
             found[index] = maps
         return found
+
+    @property
+    def knows_massive_channels(self) -> bool:
+        """Whether they are given or calibrated."""
+        return self.massive_channels != "auto" or self.calibration is not None
 
     def discarded(self, block: int) -> list[int]:
         """The massive channels of a block; empty where there are none.
@@ -222,8 +231,8 @@ class FeatureExtractor:
         Returns:
             What was found, also kept in `calibration`.
         """
-        batches = [images] if isinstance(images, Tensor) else images
-        return self.calibrate_tapped(self._tapped_batches(batches, image_ids))
+        batches = with_ids([images] if isinstance(images, Tensor) else images, image_ids)
+        return self.calibrate_tapped(self.tapped(self.size_rule.batch(batch), ids) for batch, ids in batches)
 
     def calibrate_tapped(self, batches: Iterable[dict[int, TappedBlock]]) -> Calibration:
         """Calibrates on blocks that are tapped already, for example from a bank."""
@@ -234,8 +243,7 @@ class FeatureExtractor:
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes a number, as plain JSON values, with what calibration found."""
-        rule = self.size_rule
-        known = self.massive_channels != "auto" or self.calibration is not None
+        rule, known = self.size_rule, self.knows_massive_channels
         return {
             "backbone": self.backbone.settings(),
             "blocks": list(self.blocks),
@@ -259,19 +267,11 @@ class FeatureExtractor:
             "debias_images": self._basis.images,
         }
 
-    def _made(self, index: int, block: TappedBlock, modulation: Modulate, discard: Discard) -> Tensor:
-        return make_features(block, modulation, discard, self.discarded(index) if discard != "none" else [])
-
-    def _tapped_batches(
-        self, batches: Iterable[Tensor], image_ids: Sequence[str] | None
-    ) -> Iterator[dict[int, TappedBlock]]:
-        start = 0
-        for images in batches:
-            ids = None if image_ids is None else image_ids[start : start + len(images)]
-            start += len(images)
-            yield self.tapped(self.size_rule.batch(images), ids)
-        if image_ids is not None and start != len(image_ids):
-            raise InputError("image_ids", f"{len(image_ids)} ids", f"give {start}, one per image")
+    def _made(
+        self, index: int, block: TappedBlock, modulation: Modulate, discard: Discard, per_timestep: bool = False
+    ) -> Tensor:
+        channels = self.discarded(index) if discard != "none" else []
+        return make_features(block, modulation, discard, channels, per_timestep)
 
     def _position_mean(self, block: int, modulation: Modulate, discard: Discard) -> Tensor:
         if self.calibration is None:

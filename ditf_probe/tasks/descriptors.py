@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import TappedBlock
+from ditf_probe.probes import takes_timesteps
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 from ditf_probe.tasks.training_batches import TrainingBatch
@@ -68,13 +68,13 @@ class _Features:
 
     def of(self, name: str, head: nn.Module) -> dict[int, Tensor]:
         """Block index to features, `(B, C, h, w)`, or `(B, T, C, h, w)` for a head that says `per_timestep`."""
-        apart = bool(getattr(head, "per_timestep", False))
+        apart = takes_timesteps(head)
         return {block: self._block(block, apart) for block in self._describer.blocks[name]}
 
     def _block(self, block: int, apart: bool) -> Tensor:
         if (block, apart) not in self._made:
-            options: dict[str, Any] = {"per_timestep": True} if apart else {}
-            found = self._describer.stream.extractor.features({block: self._tapped[block]}, **options)
+            make = self._describer.stream.extractor.features
+            found = make({block: self._tapped[block]}, per_timestep=apart)
             self._made[block, apart] = found[block].to(self._describer.dtype)
         return self._made[block, apart]
 

@@ -1,15 +1,16 @@
 """The heads of a training: which there are, over which blocks, from which seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from ditf_probe.errors import InputError
-from ditf_probe.probes import load_weights
+from ditf_probe.probes import check_num_timesteps, load_weights
 from ditf_probe.tasks.rows import ROWS, SEED
+from ditf_probe.tasks.settings import BackboneFeatures
 
 HeadFactory = Callable[[int, Sequence[int]], nn.Module]
 """Builds a head from the width of the features and the blocks."""
@@ -56,26 +57,27 @@ class HeadPlan:
             return {name: name for name in self.factories}
         return {f"{name}/{SEED}{seed}": name for name in self.factories for seed in self.seeds}
 
-    def build(self, copy: str, channels: int, blocks: Sequence[int]) -> nn.Module:
+    def build(self, copy: str, channels: int, features: BackboneFeatures) -> nn.Module:
         """A copy of a head, at the start of its training.
 
         Args:
             copy: One of `copies`.
             channels: Width of the features.
-            blocks: Its blocks.
+            features: What it is trained on; its blocks are those of the head.
 
         Raises:
-            InputError: The weights to start from do not fit.
+            InputError: The head is for another number of timesteps, or the weights to start from do not fit.
         """
-        name = self.copies[copy]
+        name, blocks = self.copies[copy], list(features.blocks)
         if self.seeds is None:
             head = self.factories[name](channels, blocks)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(copy.rpartition(SEED)[2]))
                 head = self.factories[name](channels, blocks)
+        check_num_timesteps("probes", name, getattr(head, "num_timesteps", None), features.timestep)
         if name in self.init_from:
-            load_weights(head, self.init_from[name])
+            load_weights(head, self.init_from[name], asdict(features))
         return head
 
     def facts(self, copy: str) -> dict[str, Any]:

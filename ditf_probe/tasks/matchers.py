@@ -12,6 +12,7 @@ from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
+from ditf_probe.probes import Probe, takes_timesteps
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
@@ -196,11 +197,15 @@ class FeatureMatcher(MapMatcher):
         return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
 
     def note(self) -> tuple[str, ...]:
-        """How many channels a discarding row found."""
-        if self.row.discard == "none":
-            return self.remarks
-        counts = [len(self.stream.extractor.discarded(block)) for block in self.blocks]
-        return (*self.remarks, f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+        """How many channels a discarding row found, and what a probe has to say of itself."""
+        extractor, words = self.stream.extractor, list(self.remarks)
+        if self.row.discard != "none":
+            counts = [len(extractor.discarded(block)) for block in self.blocks]
+            words.append(f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+        if isinstance(self.probe, Probe):
+            known = self.blocks if extractor.knows_massive_channels else []
+            words += self.probe.remarks({block: extractor.discarded(block) for block in known})
+        return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
@@ -228,6 +233,7 @@ class FeatureMatcher(MapMatcher):
             modulation=row.modulation,
             discard=row.discard,
             position_debias=row.position_debias,
+            per_timestep=takes_timesteps(self.probe),
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found

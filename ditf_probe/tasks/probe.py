@@ -16,7 +16,7 @@ from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
-from ditf_probe.probes import describe_probe, save_probe
+from ditf_probe.probes import describe_probe, penalty_of, save_probe
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.descriptors import Ends
@@ -127,7 +127,8 @@ class ProbeTask(CorrespondenceTask):
             return
         for copy in self.plan.copies:
             blocks = self._blocks(copy)
-            self.probes[copy] = self.plan.build(copy, self.backbone.common_channels(blocks), blocks)
+            features = replace(self.features, blocks=blocks)
+            self.probes[copy] = self.plan.build(copy, self.backbone.common_channels(blocks), features)
         if self.optimisation.ema_decay:
             self.averages = averaged(self.probes, self.optimisation.ema_decay)
 
@@ -244,7 +245,8 @@ class ProbeTask(CorrespondenceTask):
         contrast = self._contrast(name)
         with torch.autocast(self.device.type, enabled=False):
             loss: Tensor = contrast([one.float() for one in sources], [one.float() for one in targets], pairs)
-        return loss, {"temperature": contrast.temperature}
+            penalty = penalty_of(self.probes[name])
+        return loss if penalty is None else loss + penalty, {"temperature": contrast.temperature}
 
     def _kept(self) -> nn.ModuleDict:
         """The probes that are validated and kept."""
