@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from ditf_probe.backbones.reloadable import ReloadableBackbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.synthetic import SyntheticPairs
-from ditf_probe.probes import LayerAggregation, LinearProbe
+from ditf_probe.probes import BottleneckProbe, LayerAggregation, LinearProbe, LowRankAdapter
 from ditf_probe.tasks import ProbeTask
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -22,6 +22,8 @@ HEADS: dict[str, tuple[Any, list[int]]] = {
     "linear_of_two_blocks": (lambda channels, blocks: LinearProbe(channels, blocks, width=64), [1, 3]),
     "aggregation": (lambda channels, blocks: LayerAggregation(channels, blocks, width=64), [1, 3]),
     "aggregation_l2": (lambda channels, blocks: LayerAggregation(channels, blocks, 64, "l2"), [1, 3]),
+    "bottleneck": (BottleneckProbe, [2]),
+    "low_rank": (LowRankAdapter, [2]),
 }
 """Name to what builds a head and its blocks; a further head is one more line."""
 

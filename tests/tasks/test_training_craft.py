@@ -18,7 +18,7 @@ from ditf_probe.data.flipped import Flipped
 from ditf_probe.data.loading_ahead import LoadedAhead
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
-from ditf_probe.losses import KeypointContrast
+from ditf_probe.losses import DenseContrast, KeypointContrast
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.schedules import averaged
@@ -247,23 +247,15 @@ def test_bfloat16_trains_like_float32_and_is_validated_in_float32(
 
 
 class OneWay(KeypointContrast):
-    """Keypoints of the sources searched on the targets only; written so that maps of sources are not needed."""
+    """Keypoints of the sources searched on the targets; nothing else of the sources counts, told so or not."""
 
     def __init__(self, lean: bool) -> None:
         super().__init__()
-        if lean:
-            self.needs = frozenset({"source_points", "target_points", "target_maps"})
+        self.dense = DenseContrast(symmetric=False)
+        self.needs = self.dense.needs if lean else self.dense.needs | {"source_maps"}
 
-    def forward(self, sources: Sequence[Tensor], targets: Sequence[Tensor], pairs: Any, *more: Any) -> Tensor:
-        return super().forward([one.detach() for one in sources], targets, pairs, *more) * 0 + sum(
-            (self._similarity(a, b, pair) for a, b, pair in zip(sources, targets, pairs, strict=True)), torch.zeros(())
-        )
-
-    def _similarity(self, source: Tensor, target: Tensor, pair: Any) -> Tensor:
-        from ditf_probe.matching import sample_descriptors
-
-        found = sample_descriptors(source, pair.source.keypoints, pair.source.size, visible=pair.visible)[pair.visible]
-        return -(found @ target.flatten(1)).logsumexp(1).sum() + (found @ target.mean((1, 2))).sum() * 3
+    def forward(self, *arguments: Any) -> Tensor:
+        return self.dense(*arguments)
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.5])
