@@ -43,14 +43,14 @@ TIMESTEP = 141
 Work = Callable[[], Any]
 
 
-def loop_works(folder: Path, options: argparse.Namespace) -> dict[str, Work]:
-    """The same images both ways; each returns id to feature `(C, h, w)`."""
+def loop_works(folder: Path, options: argparse.Namespace, block: int | None = None) -> dict[str, Work]:
+    """The same images both ways; each returns id to feature `(C, h, w)` of a block, by default of half the depth."""
     from benchmarks.extraction_peers import ReferenceLoop
     from benchmarks.models import images_of
     from ditf_probe import FeatureExtractor, load_backbone
 
     backbone = load_backbone(folder, device="cpu", dtype="float32")
-    block = half(options)
+    block = half(options) if block is None else block
     extractor = FeatureExtractor(backbone, blocks=[block], timestep=TIMESTEP, ensemble=options.ensemble)
     groups = [images_of(side, options.images) for side in options.sides]
 
