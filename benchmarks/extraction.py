@@ -31,8 +31,10 @@ from benchmarks.measuring import (
     in_turns,
     measure_apart,
     memory,
+    memory_ratio,
     ratio,
     report,
+    shown,
     table,
     three,
     timed,
@@ -158,7 +160,7 @@ def measure_depth(folder: Path, options: argparse.Namespace, arguments: list[str
         results[name] |= {"weight_mb": weight_bytes(backbone) / 1e6} | measure_apart("depth", name, command)
     results |= {f"{name}_ratio": ratio(taken["whole"], taken[name]) for name in extractors}
     for field in ("weight_mb", "resident_mb"):
-        results[f"{field}_ratio"] = results["whole"][field] / results["truncated"][field]
+        results[f"{field}_ratio"] = memory_ratio(results["whole"][field], results["truncated"][field])
     return results | {"block": half(options), "same_features": same}
 
 
@@ -188,8 +190,8 @@ def loop_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
     )
     rows = [[name, *three(found[name]), f"{found[name]['peak_mb']:.0f}"] for name in ("reference", "ours")]
     ratios = ["reference over ours", *three(found["ratio"], ".2f")]
-    memory_ratio = found["reference"]["peak_mb"] / max(found["ours"]["peak_mb"], 1e-9)
-    return table(title, ("", "min s", "median s", "max s", "peak MB"), [*rows, [*ratios, f"{memory_ratio:.2f}"]])
+    ratios.append(shown(memory_ratio(found["reference"]["peak_mb"], found["ours"]["peak_mb"])))
+    return table(title, ("", "min s", "median s", "max s", "peak MB"), [*rows, ratios])
 
 
 def ensemble_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
@@ -206,7 +208,7 @@ def depth_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
     for name in ("whole", "early_exit", "truncated"):
         sizes = [f"{found[name][key]:.1f}" if key in found[name] else "" for key in ("weight_mb", "resident_mb")]
         rows.append([name.replace("_", " "), *three(found[name], ".4f"), *sizes])
-    sizes = [f"{found[f'{key}_ratio']:.2f}" for key in ("weight_mb", "resident_mb")]
+    sizes = [shown(found[f"{key}_ratio"]) for key in ("weight_mb", "resident_mb")]
     rows.append(["whole over early exit", *three(found["early_exit_ratio"], ".2f"), "", ""])
     rows.append(["whole over truncated", *three(found["truncated_ratio"], ".2f"), *sizes])
     return table(title, ("", "min s", "median s", "max s", "weights MB", "resident MB"), rows)

@@ -42,6 +42,16 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
+def memory_ratio(over: float, under: float) -> float | None:
+    """None where nothing was measured."""
+    return over / under if under > 0 else None
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A figure as a cell; blank where there is none."""
+    return "" if value is None else f"{value:{form}}"
+
+
 def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
