@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def loop_works(folder: Path, options: argparse.Namespace, block: int | None = No
     from benchmarks.models import images_of
     from ditf_probe import FeatureExtractor, load_backbone
 
-    backbone = load_backbone(folder, device="cpu", dtype="float32")
+    backbone: Any = load_backbone(folder, device="cpu", dtype="float32")
     block = half(options) if block is None else block
     extractor = FeatureExtractor(backbone, blocks=[block], timestep=TIMESTEP, ensemble=options.ensemble)
     groups = [images_of(side, options.images) for side in options.sides]
@@ -133,8 +134,9 @@ def load_at(folder: Path, options: argparse.Namespace, part: str) -> Any:
     """The transformer of pixels, whole or up to the middle."""
     from ditf_probe import load_backbone
 
-    last = {"last_block": half(options), "last_tap": "mlp"} if part == "truncated" else {}
-    return load_backbone(folder, device="cpu", dtype="float32", **last)
+    if part == "whole":
+        return load_backbone(folder, device="cpu", dtype="float32")
+    return load_backbone(folder, device="cpu", dtype="float32", last_block=half(options), last_tap="mlp")
 
 
 def measure_depth(folder: Path, options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
@@ -149,11 +151,11 @@ def measure_depth(folder: Path, options: argparse.Namespace, arguments: list[str
         for name, backbone in (("early_exit", whole), ("truncated", truncated))
     }
     times, labels = torch.tensor([TIMESTEP]), torch.tensor([whole.transformer.config.num_embeds_ada_norm])
-    works: dict[str, Work] = {name: lambda x=x: x(images, ids)[half(options)] for name, x in extractors.items()}
+    works: dict[str, Work] = {name: partial(x, images, ids) for name, x in extractors.items()}
     works = {"whole": lambda: whole.transformer(images * 2 - 1, timestep=times, class_labels=labels), **works}
     with torch.no_grad():
         taken = in_turns(works, options.repeats)
-        same = torch.equal(works["early_exit"](), works["truncated"]())
+        same = torch.equal(*(works[name]()[half(options)] for name in extractors))
     results: dict[str, Any] = {name: timed(runs) for name, runs in taken.items()}
     for name, backbone in (("whole", whole), ("truncated", truncated)):
         command = ["extraction", *arguments, "--in-this-process", f"depth-{name}", str(folder)]
