@@ -33,9 +33,10 @@ class _OverTuple(nn.Module):
 def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: tuple[int, int] | None = None) -> None:
     """Writes a head as a `torch.export` program.
 
-    The program takes one tuple of maps, `(B, C, h, w)` float32 of each block in the given order, and returns
-    `(B, D, h, w)`. Its extra file `ditf_probe.json` names the blocks and the width. Before the file gets its name, the
-    program is read back and compared with the head itself on batches and grids other than that of the export.
+    The program takes one tuple of maps, `(B, C, h, w)` float32 of each block in the given order, or `(B, T, C, h, w)`
+    for heads over timesteps, and returns `(B, D, h, w)`. Its extra file `ditf_probe.json` names the blocks and the
+    axes between batch and grid. Before the file gets its name, the program is read back and compared with the head
+    itself on batches and grids other than that of the export.
 
     Args:
         head: A head of `channels` over some blocks; exported from a copy on the CPU.
@@ -53,20 +54,20 @@ def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: 
     if grid is not None and min(grid) < 1:
         raise InputError("grid", grid, "give (height, width) in cells, or None for any")
     module = _OverTuple(copy.deepcopy(head).to("cpu", torch.float32).eval().requires_grad_(False), blocks)
-    channels: Any = head.channels
-    facts = {"blocks": list(blocks), "channels": channels, "grid": grid, "head": type(head).__qualname__}
+    shape = _shape(head)
+    facts = {"blocks": list(blocks), "shape": list(shape), "grid": grid, "head": type(head).__qualname__}
     with replacing(target) as temporary:
         buffer = io.BytesIO()
-        torch.export.save(_program(module, channels, grid), buffer, extra_files={FACTS: json.dumps(facts)})
+        torch.export.save(_program(module, shape, grid), buffer, extra_files={FACTS: json.dumps(facts)})
         temporary.write_bytes(buffer.getvalue())
-        _check(module, torch.export.load(io.BytesIO(temporary.read_bytes())), channels, grid)
+        _check(module, torch.export.load(io.BytesIO(temporary.read_bytes())), shape, grid)
 
 
-def _program(module: _OverTuple, channels: int, grid: tuple[int, int] | None) -> ExportedProgram:
-    maps = _maps(len(module.blocks), channels, 2, grid or (5, 7))
+def _program(module: _OverTuple, shape: tuple[int, ...], grid: tuple[int, int] | None) -> ExportedProgram:
+    maps = _maps(len(module.blocks), shape, 2, grid or (5, 7))
     dims: dict[int, Any] = {0: Dim("batch")}
     if grid is None:
-        dims |= {2: Dim("height"), 3: Dim("width")}
+        dims |= {len(shape) + 1: Dim("height"), len(shape) + 2: Dim("width")}
     try:
         return torch.export.export(module, (maps,), dynamic_shapes=(tuple(dims for _ in maps),), strict=False)
     except Exception as error:  # torch raises several kinds, some of them private
@@ -77,10 +78,10 @@ def _program(module: _OverTuple, channels: int, grid: tuple[int, int] | None) ->
         ) from error
 
 
-def _check(module: _OverTuple, program: ExportedProgram, channels: int, grid: tuple[int, int] | None) -> None:
+def _check(module: _OverTuple, program: ExportedProgram, shape: tuple[int, ...], grid: tuple[int, int] | None) -> None:
     again = program.module()
     for number, (batch, size) in enumerate(((1, (4, 6)), (3, (9, 8)))):
-        maps = _maps(len(module.blocks), channels, batch, grid or size, seed=number + 1)
+        maps = _maps(len(module.blocks), shape, batch, grid or size, seed=number + 1)
         with torch.no_grad():
             expected, found = module(maps), again(maps)
         error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
@@ -89,6 +90,12 @@ def _check(module: _OverTuple, program: ExportedProgram, channels: int, grid: tu
             raise InputError("head", type(module.head).__name__, remedy)
 
 
-def _maps(count: int, channels: int, batch: int, grid: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
+def _shape(head: nn.Module) -> tuple[int, ...]:
+    """What a map of a head has between batch and grid: its channels, or timesteps and channels."""
+    given: Any = head
+    return (given.num_timesteps, given.channels) if getattr(head, "per_timestep", False) else (given.channels,)
+
+
+def _maps(count: int, shape: tuple[int, ...], batch: int, grid: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(batch, channels, *grid, generator=generator) for _ in range(count))
+    return tuple(torch.randn(batch, *shape, *grid, generator=generator) for _ in range(count))

@@ -53,6 +53,7 @@ class DenseFeatures(nn.Module):
         options = settings.sized(backbone.common_stride(blocks)).extractor_options() | {"blocks": blocks}
         self.extractor = FeatureExtractor(backbone, **options)
         self.backbone, self.head = backbone, head
+        self._form: dict[str, Any] = {"per_timestep": True} if getattr(head, "per_timestep", False) else {}
         self._captions = None if settings.captions is None else read_captions(settings.captions)
         self.eval()
 
@@ -77,7 +78,9 @@ class DenseFeatures(nn.Module):
         conditions = self._conditions(conditions, image_ids, len(images))
         if images.dtype == torch.uint8:
             images = torch.stack([self.extractor.prepare(image) for image in images.cpu()])
-        features = self.extractor(images.to(self.backbone.device), image_ids, conditions)
+        images = self.extractor.size_rule.batch(images).to(self.backbone.device)
+        tapped = self.extractor.tapped(images, image_ids, conditions)
+        features = self.extractor.features(tapped, **self._form)
         maps: Tensor = features[self.extractor.blocks[0]] if self.head is None else self.head(features)
         return maps
 

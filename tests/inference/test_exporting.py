@@ -23,7 +23,7 @@ def test_a_program_gives_the_numbers_of_the_head(kind: type[LinearProbe | LayerA
     export_head(head, [4, 1], path)
     facts = {FACTS: ""}
     program = torch.export.load(path, extra_files=facts).module()
-    assert json.loads(facts[FACTS]) == {"blocks": [4, 1], "channels": 6, "grid": None, "head": kind.__name__}
+    assert json.loads(facts[FACTS]) == {"blocks": [4, 1], "shape": [6], "grid": None, "head": kind.__name__}
     for batch, grid in ((1, (3, 3)), (5, (16, 2)), (2, (1, 9))):
         four, one = maps(batch, grid)
         torch.testing.assert_close(program((four, one)), head({1: one, 4: four}), atol=1e-6, rtol=1e-5)
@@ -51,6 +51,29 @@ def test_a_head_of_one_grid(tmp_path: Path) -> None:
     export_head(head, [1], tmp_path / "head.pt2", grid=(3, 4))
     (one,) = maps(3, (3, 4), 1)
     assert torch.equal(torch.export.load(tmp_path / "head.pt2").module()((one,)), head({1: one}))
+
+
+class OverTime(nn.Module):
+    """The last timestep less the first."""
+
+    per_timestep, num_timesteps = True, 3
+
+    def __init__(self, channels: int, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.channels, self.blocks = channels, list(blocks)
+
+    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
+        maps = features[self.blocks[0]]
+        return maps[:, 2] - maps[:, 0]
+
+
+def test_a_head_over_timesteps(tmp_path: Path) -> None:
+    export_head(OverTime(6, [1]), [1], tmp_path / "head.pt2")
+    facts = {FACTS: ""}
+    program = torch.export.load(tmp_path / "head.pt2", extra_files=facts).module()
+    assert json.loads(facts[FACTS])["shape"] == [3, 6]
+    maps = torch.randn(4, 3, 6, 8, 2)
+    assert torch.equal(program((maps,)), maps[:, 2] - maps[:, 0])
 
 
 class Restless(LinearProbe):

@@ -21,6 +21,7 @@ from ditf_probe.data.pairs import PairDataset
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.data.warped import WarpedPhotos
 from ditf_probe.errors import InputError
+from ditf_probe.features.kept_calibration import keep, restore
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts, save_probe
 from ditf_probe.tasks import ProbeTask
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -116,13 +117,19 @@ def test_a_folder_holds_everything_but_the_backbone(features: BackboneFeatures, 
 
 
 def test_a_calibration_of_other_blocks_is_refused(features: BackboneFeatures, tmp_path: Path) -> None:
-    probed = probed_by(replace(features, position_debias="mean"))
+    settings = replace(features, blocks=[1], position_debias="mean")
+    probed = probed_by(settings, LinearProbe(16, [1]))
     probed.extractor.calibrate(IMAGES)
-    assert probed.extractor.calibration is not None
-    del probed.extractor.calibration.massive_channels[0]
-    with pytest.raises(KeyError):
-        probed.save(tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
+    facts, tensors = keep(probed.extractor, [1])
+    assert facts is not None
+    assert list(tensors) == ["position_means/adaln+none/1"]
+    wider = probed_by(replace(settings, blocks=[0, 1]))
+    with pytest.raises(InputError, match=r"folder.*calibration without block 0"):
+        restore(wider.extractor, facts, tensors, "folder")
+    with pytest.raises(InputError, match=r"folder.*without 'position_means/adaln.none/1'"):
+        restore(probed.extractor, facts, {}, "folder")
+    with pytest.raises(InputError, match=r"folder.*without 'massive_channels'"):
+        restore(probed.extractor, {"num_images": 3, "position_means": {}}, {}, "folder")
 
 
 def test_gradients_reach_the_head_alone(features: BackboneFeatures) -> None:
