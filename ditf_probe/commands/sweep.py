@@ -51,6 +51,7 @@ def _list(sweep: Any, runs: list[dict[str, str]]) -> None:
     from ditf_probe.sweeping.grid import run_name
     from ditf_probe.sweeping.runs import PROGRAMS, state
 
+    sweep.check(runs)
     for number, overrides in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run_name(overrides)}: {state(sweep, overrides)}")
         for verb in sweep.verbs:

@@ -90,11 +90,14 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def run_name(overrides: Overrides) -> str:
-    """The folder of a run: the same for the same overrides, whatever else is in the sweep."""
+    """The folder of a run: the same for the same overrides, in any order and whatever else is in the sweep.
+
+    Overrides of keys that end alike may share a name; `Sweep.check` tells them apart.
+    """
     short = short_keys(list(overrides))
-    plain = ",".join(f"{short[key]}={value}" for key, value in overrides.items())
+    plain = ",".join(f"{short[key]}={overrides[key]}" for key in sorted(overrides, key=short.__getitem__))
     safe = re.sub(r"[^\w.,=+-]", "_", plain)[:_LONGEST]
-    if safe == plain and list(short.values()) == list(overrides):
+    if safe == plain:
         return safe
     exact = "\n".join(f"{key}={value}" for key, value in sorted(overrides.items()))
-    return f"{safe}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return f"{safe}~{hashlib.sha256(exact.encode()).hexdigest()[:8]}"

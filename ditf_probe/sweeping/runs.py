@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -96,6 +96,20 @@ class Sweep:
         else:
             write_text(file, json.dumps(here, indent=2) + "\n")
 
+    def check(self, runs: Sequence[Overrides]) -> None:
+        """Refuses runs whose folder another run has.
+
+        Raises:
+            InputError: There is one.
+        """
+        for overrides in runs:
+            record = read_record(self.run_dir(run_name(overrides)))
+            if record is not None and record.overrides != overrides:
+                keys = ", ".join(record.overrides)
+                raise InputError(
+                    "--over", ", ".join(overrides), f"a run over {keys} has its name, choose another --name"
+                )
+
     def records(self) -> list[Record]:
         """Every run of the folder that has ended or failed, by the values of its overrides."""
         folders = [path for path in (self.folder / "runs").glob("*") if path.is_dir()]
@@ -108,6 +122,7 @@ def perform(sweep: Sweep, overrides: Overrides, launch: Launch) -> Record:
     name = run_name(overrides)
     run_dir = ensure_writable(sweep.run_dir(name), "--name")
     record = read_record(run_dir) or Record(name, overrides)
+    record.write(run_dir)  # the folder is its own from now on
     for verb in steps_to_do(record, run_dir, sweep.verbs):
         log, start = run_dir / f"{verb}.log", time.monotonic()
         code = launch(sweep.words(verb, overrides), log)

@@ -28,9 +28,10 @@ def run_sweep(sweep: Sweep, runs: Sequence[Overrides], launch: Launch = in_proce
         How many of the runs have failed.
 
     Raises:
-        InputError: The folder is of another sweep, or cannot be written to.
+        InputError: The folder is of another sweep or cannot be written to, or two runs have one name.
     """
     sweep.open()
+    sweep.check(runs)
     names = [run_name(overrides) for overrides in runs]
     known: dict[str, list[Score]] = {}
     for number, (name, overrides) in enumerate(zip(names, runs, strict=True), 1):

@@ -138,7 +138,7 @@ def test_runs_become_one_table_and_one_dashboard(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = Sweep(tmp_path / "sweep", (str(config),), ("trainer.log_every_n_steps=1",))
-    runs = grid([f"{RATE}=3e-3,-1"])
+    runs = grid([f"{RATE}=3e-3,-1", "seed_everything=4"])
     assert run_sweep(sweep, runs, here) == 1
     lines = lines_of(sweep)
     finished = [line for line in lines if line["state"] == "finished"]
@@ -155,7 +155,7 @@ def test_runs_become_one_table_and_one_dashboard(
         assert [float(main_line["ci95_low"]), float(main_line["ci95_high"])] == row["ci95"]
         assert int(main_line["parameters"]) == row["parameters"] == (8 * 16 + 8 if name == "linear" else 0)
     hparams, scalars = hparams_of(sweep.folder / "tensorboard" / run)
-    assert hparams == {RATE: 3e-3}
+    assert hparams == {RATE: 3e-3, "seed_everything": 4.0}
     tags = {f"hparams/drawn/pck_0.10/{name}": row["pck"]["per_point"]["0.10"] for name, row in rows.items()}
     assert scalars == pytest.approx(tags, abs=1e-4)
     (failed,) = [line for line in lines if line["state"] == "failed"]
@@ -250,6 +250,14 @@ def test_another_definition_is_refused(config: Path, tmp_path: Path) -> None:
     part.write_text(part.read_text().replace("200", "300"))
     with pytest.raises(InputError, match=r"--name.*other files"):
         run_sweep(Sweep(tmp_path / "sweep", (str(config),)), grid(["a=1"]), Pretended())
+
+
+def test_two_runs_of_one_name_are_refused(config: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep", (str(config),))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep, grid(["a.rate=1"]), Pretended(lambda words: KeyboardInterrupt()))
+    with pytest.raises(InputError, match=r"--over.*b\.rate.*over a\.rate has its name"):
+        run_sweep(sweep, grid(["b.rate=1"]), Pretended())
 
 
 def test_why_a_process_ended(tmp_path: Path) -> None:
