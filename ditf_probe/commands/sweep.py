@@ -23,6 +23,9 @@ def add(verbs: Any) -> None:
     parser.add_argument("--verb", default="fit,test", help="steps of each run: fit, test or fit,test")
     parser.add_argument("--name", required=True, help="name of the sweep; the same name goes on with it")
     parser.add_argument("--root", default="runs/sweeps", help="folder of all sweeps")
+    parser.add_argument(
+        "--fork", action="store_true", help="start steps as forks of this process, which saves their imports"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and where they stand")
     parser.set_defaults(run=_run)
 
@@ -39,9 +42,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _list(sweep, runs)
         return
+    from ditf_probe.sweeping.forks import Forks
+    from ditf_probe.sweeping.runs import in_process_of_its_own
     from ditf_probe.sweeping.whole import run_sweep
 
-    failed = run_sweep(sweep, runs)
+    failed = run_sweep(sweep, runs, Forks() if options.fork else in_process_of_its_own)
     if failed:
         print(f"{failed} of {len(runs)} runs failed, see {sweep.folder / 'results.csv'}", file=sys.stderr)
         raise SystemExit(1)

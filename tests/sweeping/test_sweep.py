@@ -1,9 +1,10 @@
 """Sweeps: what is run, resumed and left alone, and the one table."""
 
-import contextlib
 import csv
 import json
+import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
-from ditf_probe.cli import evaluate, train
 from ditf_probe.commands import main
 from ditf_probe.errors import InputError
 from ditf_probe.probes import LinearProbe, describe_probe, save_probe
+from ditf_probe.sweeping.forks import Forks
 from ditf_probe.sweeping.grid import grid
 from ditf_probe.sweeping.hparams import plain
 from ditf_probe.sweeping.results import COLUMNS, scores_of
@@ -56,16 +57,6 @@ def config(tmp_path: Path) -> Path:
     (folder / "backbone.yaml").write_text(f"{{backbone: {weights}, blocks: [0], timestep: 200, image_size: 32}}")
     (folder / "run.yaml").write_text(CONFIG.format())
     return folder / "run.yaml"
-
-
-def here(words: list[str], log: Path) -> int:
-    """Runs a step in this process."""
-    with log.open("w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            (train if words[0] == "fit" else evaluate)(words)
-        except SystemExit as end:
-            return int(str(end.code))
-    return 0
 
 
 class Pretended:
@@ -139,7 +130,7 @@ def test_runs_become_one_table_and_one_dashboard(
 ) -> None:
     sweep = Sweep(tmp_path / "sweep", (str(config),), ("trainer.log_every_n_steps=1",))
     runs = grid([f"{RATE}=3e-3,-1", "seed_everything=4"])
-    assert run_sweep(sweep, runs, here) == 1
+    assert run_sweep(sweep, runs, Forks()) == 1
     lines = lines_of(sweep)
     finished = [line for line in lines if line["state"] == "finished"]
     (run,) = {line["run"] for line in finished}
@@ -320,8 +311,30 @@ def test_a_dry_run_writes_nothing(config: Path, tmp_path: Path, capsys: pytest.C
 def test_the_command_tells_failures(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ditf_probe.sweeping.whole.run_sweep", lambda sweep, runs: 1)
+    monkeypatch.setattr(
+        "ditf_probe.sweeping.whole.run_sweep", lambda sweep, runs, launch: 1 if launch is in_process_of_its_own else 2
+    )
     with pytest.raises(SystemExit) as end:
         main(["sweep", "--config", str(config), "--over", "a=1,2", "--name", "x", "--root", str(tmp_path)])
     assert end.value.code == 1
     assert "1 of 2 runs failed" in capsys.readouterr().err
+
+
+def test_a_fork_that_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(words: list[str]) -> None:
+        print("started", sys.argv, sys.modules["__main__"].__spec__.name)  # type: ignore[union-attr]
+        if words[1] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyError(words[1])
+
+    monkeypatch.setattr("ditf_probe.cli.train", broken)
+    monkeypatch.setattr("ditf_probe.cli.evaluate", lambda words: None)
+    launch, log = Forks(), tmp_path / "log"
+    assert launch(["fit", "x"], log) == 1
+    assert log.read_text().startswith("started ['ditf_probe.cli', 'fit', 'x'] ditf_probe.cli\n")
+    assert reason(log, 1) == "KeyError: 'x'"
+    assert launch(["fit", "kill"], log) == -signal.SIGKILL
+    assert launch(["test"], log) == 0
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(InputError, match="--fork"):
+        Forks()
