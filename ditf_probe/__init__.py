@@ -10,7 +10,6 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "backbones.base",
-    "DenseFeatures": "inference.features",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
     "KeypointAveragePrecision": "metrics.average_precision",
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from ditf_probe.features.modulation import discard_channels as discard_channels
     from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
     from ditf_probe.features.modulation import modulate as modulate
-    from ditf_probe.inference.features import DenseFeatures as DenseFeatures
     from ditf_probe.inference.features import load_features as load_features
     from ditf_probe.inference.probed import ProbedBackbone as ProbedBackbone
     from ditf_probe.matching import MatchingRule as MatchingRule

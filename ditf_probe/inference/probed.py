@@ -13,7 +13,8 @@ from ditf_probe.errors import InputError
 from ditf_probe.features.kept_calibration import keep, restore
 from ditf_probe.inference.exporting import export_head
 from ditf_probe.inference.features import DenseFeatures, load_for
-from ditf_probe.probes import ProbeFacts, describe_probe, load_beside, load_probe, save_probe
+from ditf_probe.probes import ProbeFacts, describe_probe, load_probe, save_probe
+from ditf_probe.probes.folder import load_beside
 from ditf_probe.tasks.planning import PROBE_SETTINGS, check_backbone
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -79,7 +80,7 @@ class ProbedBackbone(DenseFeatures):
             named = settings.backbone if backbone is None else str(backbone)
             settings = replace(settings, backbone=named, dtype=settings.dtype if dtype is None else dtype)
             backbone = load_for(settings, device)
-        check_backbone(str(folder), facts, backbone, "folder")
+        check_weights(str(folder), facts, backbone)
         probed = cls(head, backbone, settings, facts.training)
         restore(probed.extractor, facts.calibration, load_beside(folder), "folder")
         probed.requires_grad_(False)
@@ -125,14 +126,22 @@ def check_head(head: nn.Module, blocks: list[int], backbone: Backbone) -> None:
             raise InputError("head.channels", width, remedy)
 
 
+def check_weights(folder: str, facts: ProbeFacts, backbone: Backbone) -> None:
+    """Refuses a backbone that a head was not trained on; see `tasks.planning.check_backbone`."""
+    try:
+        check_backbone(folder, facts, backbone)
+    except InputError as error:
+        raise InputError("folder", error.value, error.remedy) from error
+
+
 def check_blocks_of(folder: str, head: nn.Module, facts: ProbeFacts) -> None:
-    """Refuses a folder whose head uses other blocks than its features have.
+    """Refuses a folder whose head uses blocks that its features do not have.
 
     Raises:
-        InputError: They differ.
+        InputError: There is one.
     """
     used, made = getattr(head, "blocks", None), list(facts.features["blocks"])
-    if used is None or sorted(used) != sorted(made):
+    if used is None or not set(used) <= set(made):
         raise InputError("folder", folder, f"its head uses blocks {used}, its features are of {made}: train it again")
 
 

@@ -5,15 +5,7 @@ A probe is built as `Probe(channels, blocks, ...)`, keeps every argument as an a
 """
 
 from ditf_probe.probes.aggregation import LayerAggregation
-from ditf_probe.probes.folder import (
-    ProbeFacts,
-    describe_probe,
-    load_beside,
-    load_probe,
-    load_weights,
-    read_facts,
-    save_probe,
-)
+from ditf_probe.probes.folder import ProbeFacts, describe_probe, load_probe, load_weights, read_facts, save_probe
 from ditf_probe.probes.linear import LinearProbe
 
 __all__ = [
@@ -21,7 +13,6 @@ __all__ = [
     "LinearProbe",
     "ProbeFacts",
     "describe_probe",
-    "load_beside",
     "load_probe",
     "load_weights",
     "read_facts",

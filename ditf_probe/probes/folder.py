@@ -21,7 +21,6 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import replacing, write_text
 
 WEIGHTS, FACTS, METADATA_KEY = "probe.safetensors", "probe.yaml", "ditf_probe"
-_BESIDE = "beside/"  # begins the names of tensors that are not weights; parts of modules have no slash in theirs
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,9 @@ def describe_probe(
     class_path = f"{type(probe).__module__}.{type(probe).__qualname__}"
     found = None if calibration is None else dict(calibration)
     return ProbeFacts(class_path, init_args(probe), dict(features), dict(backbone), dict(training), found)
+
+
+_BESIDE = "beside/"  # begins the names of tensors that are no weights; those of modules have no slash
 
 
 def save_probe(
@@ -140,9 +142,9 @@ def load_weights(probe: nn.Module, folder: str | Path) -> None:
         InputError: The folder is not a probe, or its tensors have other names or widths.
     """
     read_facts(folder)
-    named = load_file(Path(folder) / WEIGHTS)
-    weights = {name: tensor for name, tensor in named.items() if not name.startswith(_BESIDE)}
+    weights = load_file(Path(folder) / WEIGHTS)
     own = probe.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_BESIDE)}
     if own.keys() != weights.keys():
         differing = sorted(own.keys() ^ weights.keys())
         raise InputError(

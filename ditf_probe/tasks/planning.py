@@ -80,34 +80,25 @@ def _trained_on(facts: ProbeFacts, features: BackboneFeatures) -> BackboneFeatur
     return replace(features, blocks=list(facts.features["blocks"]), **kept)
 
 
-def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone, argument: str = "probe_folders") -> None:
+def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
     """Refuses a probe that was trained on another backbone.
 
-    Args:
-        name: Name or folder of the probe.
-        facts: Of the probe.
-        backbone: What its features are to come from.
-        argument: Where the probe was named, for the error.
-
     Raises:
-        InputError: A block is not there, or its width or the weights differ.
+        InputError: Its width or the weights differ.
     """
     here, there = backbone.settings(), facts.backbone
     width = facts.init_args.get("channels")
     for block in facts.features["blocks"]:
-        if block >= backbone.num_blocks:
-            remedy = f"it needs block {block} and {backbone.name} has {backbone.num_blocks}, "
-            raise InputError(argument, name, remedy + "use the backbone it was trained on")
-        found = backbone.channels_at(block)
+        found = backbone.channels_at(block) if block < backbone.num_blocks else 0
         if width != found:
             remedy = f"it takes {width} channels and {backbone.name} has {found}, use the backbone it was trained on"
-            raise InputError(argument, name, remedy)
+            raise InputError("probe_folders", name, remedy)
     differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
     if differing:
         remedy = (
             f"it was trained on another backbone ({there.get('name')}: {', '.join(differing)} differ), train it again"
         )
-        raise InputError(argument, name, remedy)
+        raise InputError("probe_folders", name, remedy)
 
 
 def plan(
