@@ -185,3 +185,7 @@ def _from_predictions(words: list[str]) -> None:
     parser = argparse.ArgumentParser("eval.py", description="Recompute the comparison of a finished run.")
     parser.add_argument("--from-predictions", metavar="RUN_DIR", required=True, type=Path)
     report_from_predictions(parser.parse_args(words).from_predictions)
+
+
+if __name__ == "__main__":  # `python -m ditf_probe.cli VERB ...`, where the scripts are not at hand
+    (train if sys.argv[1:2] == ["fit"] else evaluate)()
