@@ -142,8 +142,8 @@ class FeatureMatcher(MapMatcher):
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        looked_for = self.row.position_debias == "mean" or self.stream.extractor.massive_channels == "auto"
-        return self.row.needs_calibration and looked_for
+        row, recipes = self.row, self.stream.extractor.recipes
+        return recipes.needs_calibration(row.modulation, row.discard, row.position_debias, row.pick)
 
     @property
     def parameters(self) -> int:
@@ -154,12 +154,18 @@ class FeatureMatcher(MapMatcher):
         """How many channels a discarding row found."""
         if self.row.discard == "none":
             return self.remarks
-        counts = [len(self.stream.extractor.discarded(block)) for block in self.blocks]
-        return (*self.remarks, f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+        recipes = self.stream.extractor.recipes
+        counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
+        word = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
+        return (*self.remarks, f"{' + '.join(map(str, counts))} {word}channel{'' if counts == [1] else 's'}")
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
-        return {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        facts = {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        if self.row.pick is not None and self.row.discard != "none":
+            recipes = self.stream.extractor.recipes
+            facts["discarded"] = {str(block): recipes.discarded(block, self.row.pick) for block in self.blocks}
+        return facts
 
     @torch.no_grad()
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -175,6 +181,7 @@ class FeatureMatcher(MapMatcher):
             modulation=row.modulation,
             discard=row.discard,
             position_debias=row.position_debias,
+            pick=row.pick,
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found
