@@ -4,6 +4,7 @@ from ditf_probe.pictures.canvas import Picture, save_picture
 from ditf_probe.pictures.channels import magnitude_plot
 from ditf_probe.pictures.curves import Curve, curve_panels
 from ditf_probe.pictures.flow import dense_picture
+from ditf_probe.pictures.grids import grid_picture
 from ditf_probe.pictures.maps import pca_colours, pca_map, similarity_heat_map
 from ditf_probe.pictures.masks import mask_overlay, mask_picture
 from ditf_probe.pictures.matches import match_picture
@@ -13,6 +14,7 @@ __all__ = [
     "Picture",
     "curve_panels",
     "dense_picture",
+    "grid_picture",
     "magnitude_plot",
     "mask_overlay",
     "mask_picture",
