@@ -95,7 +95,7 @@ def random_channels(width: int, count: int, excluded: Collection[int], seed: int
     order = np.random.default_rng([seed, block]).permutation(width).tolist()
     free = [int(channel) for channel in order if channel not in excluded]
     if not 0 <= count <= len(free):
-        raise InputError("massive_count", count, f"use 0 to {len(free)}, more of {width} channels are not massive")
+        raise InputError("massive_count", count, f"use 0 to {len(free)}: of {width} channels no more are free to draw")
     return sorted(free[:count])
 
 
