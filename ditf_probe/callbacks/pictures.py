@@ -82,9 +82,15 @@ def keep_picture(trainer: L.Trainer, run_dir: Path, key: tuple[str, str, str], p
     """
     name = "-".join(key).replace("/", "-")
     save_picture(run_dir / "pictures" / f"{name}.png", picture)
+    log_picture(trainer, "/".join(key), picture)
+
+
+def log_picture(trainer: L.Trainer, tag: str, picture: np.ndarray[Any, Any]) -> None:
+    """Shows a picture `(H, W, 3)` uint8 to TensorBoard, where a trainer logs to it."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image("/".join(key), picture, trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+            logger.experiment.flush()
 
 
 def spread(units: Mapping[int, str], count: int) -> list[int]:

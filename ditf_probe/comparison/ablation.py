@@ -147,6 +147,12 @@ def _text(cell: Cell, key: str) -> str:
     return f"[{colour}]{text}[/]" if colour else text
 
 
+def ablation_pictures(comparison: dict[str, Any]) -> dict[str, Picture]:
+    """The picture of every data set, by its name; empty where the comparison is no ablation."""
+    names = comparison["datasets"] if "ablation" in comparison["settings"] else ()
+    return {name: ablation_picture(comparison, name) for name in names}
+
+
 def ablation_picture(comparison: dict[str, Any], dataset: str) -> Picture:
     """A panel per normalisation: the difference to `adaln`, or PCK without that row, over the number of channels."""
     cells = ablation_cells(comparison, dataset)
@@ -176,10 +182,8 @@ def ablation_picture(comparison: dict[str, Any], dataset: str) -> Picture:
 def write_ablation(comparison: dict[str, Any], run_dir: Path) -> None:
     """Writes `ablation.csv` and `pictures/<data set>-ablation.png`."""
     write_text(run_dir / "ablation.csv", ablation_csv(comparison))
-    for dataset in comparison["datasets"]:
-        save_picture(
-            run_dir / "pictures" / f"{dataset.replace('/', '-')}-ablation.png", ablation_picture(comparison, dataset)
-        )
+    for dataset, picture in ablation_pictures(comparison).items():
+        save_picture(run_dir / "pictures" / f"{dataset.replace('/', '-')}-ablation.png", picture)
 
 
 def _primary(comparison: dict[str, Any]) -> str:
