@@ -105,7 +105,8 @@ def whitening_matrix(fitted: Moments, shrinkage: float) -> Tensor:
     values, vectors = torch.linalg.eigh(correlation)
     # No eigenvalue is below the shrinkage, but for rounding.
     root = (vectors * values.clamp_min(shrinkage).rsqrt()) @ vectors.T
-    return inverse[:, None] * root * (inverse > 0)
+    matrix: Tensor = inverse[:, None] * root * (inverse > 0)
+    return matrix
 
 
 def check_shrinkage(shrinkage: float) -> None:

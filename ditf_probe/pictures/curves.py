@@ -3,8 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ditf_probe.pictures.canvas import INK, Picture, new_figure, pixels_of
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 300, 240, 4
 
@@ -54,7 +58,7 @@ def curve_panels(
     rows = max(1, math.ceil(len(panels) / columns))
     figure = new_figure(columns * _PANEL_WIDTH, rows * _PANEL_HEIGHT + 70)
     every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    shown: dict[str, object] = {}
+    shown: dict[str, Line2D] = {}
     for axes, (name, curves) in zip(every.flat, panels.items(), strict=False):
         for curve in curves:
             style = "--" if curve.dashed else "-"

@@ -13,7 +13,7 @@ from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
-from ditf_probe.features.settings import Modulate
+from ditf_probe.features.settings import FITTED, Modulate
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.pictures import Picture, grid_picture, save_picture
 from ditf_probe.selection.scores import Grid, Selection, score_grid
@@ -78,6 +78,8 @@ def _extractors(
     blocks = [block for block in range(backbone.num_blocks) if tap in backbone.taps(block)]
     if not blocks:
         raise InputError("tap", tap, f"no block of {backbone.name} has it, choose the other one")
+    if modulation in FITTED:
+        raise InputError("modulation", modulation, "is fitted to calibration images, search with another one")
     if modulation == "adaln" and not backbone.has_adaln:
         raise InputError("modulation", modulation, f"{backbone.name} has no AdaLN, use none, layer_norm or rms_norm")
     for timestep in timesteps:
@@ -134,9 +136,9 @@ def write_grid(folder: Path, grid: Grid, title: str) -> None:
 def _to_tensorboard(folder: Path, picture: Picture) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    writer.add_image("grid", picture, dataformats="HWC")  # type: ignore[no-untyped-call]  # so too
-    writer.close()  # type: ignore[no-untyped-call]  # so too
+    writer = SummaryWriter(str(folder))
+    writer.add_image("grid", picture, dataformats="HWC")
+    writer.close()
 
 
 def _rows(grid: Grid) -> dict[int, dict[int, float]]:

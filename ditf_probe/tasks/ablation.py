@@ -58,8 +58,7 @@ class Ablation:
         return found
 
     def _of(self, modulation: Modulate, condition: ModulationCondition | None) -> Iterator[Row]:
-        name = "raw" if modulation == "none" else modulation
-        name = name if condition is None else f"{name}({condition})"
+        name = ("raw" if modulation == "none" else modulation) + (f"({condition})" if condition else "")
         yield Row(name, modulation=modulation, condition=condition)
         for discard in self.discards:
             for choice in self.choices:
