@@ -47,7 +47,7 @@ def grid_picture(
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2.5)
-    frame.set_clip_on(False)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    frame.set_clip_on(False)
     axes.add_patch(frame)
     axes.set_xticks(range(len(columns)), [str(name) for name in columns], fontsize=8)
     axes.set_yticks(range(len(scores)), [str(name) for name in scores], fontsize=8)
