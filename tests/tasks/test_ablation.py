@@ -22,7 +22,8 @@ from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.errors import InputError
 from ditf_probe.features.channels import ChannelPick
-from ditf_probe.tasks import AblationTask, CorrespondenceTask
+from ditf_probe.probes import LinearProbe
+from ditf_probe.tasks import AblationTask, CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.ablation import Ablation
 from ditf_probe.tasks.planning import streams_of
 from ditf_probe.tasks.records import RunResult
@@ -222,3 +223,42 @@ def test_the_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for path in (tmp_path / "run" / "tensorboard").rglob("events*"):
         tags |= set(EventAccumulator(str(path)).Reload().Tags()["images"])
     assert "synthetic/ablation" in tags
+
+
+def test_a_probe_on_whitened_features(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    """Trained on what calibration fits, and compared with those features beside rows of others."""
+    chosen = {"modulation": "whiten", "discard": "pre_norm", "massive_count": 3, "whiten_shrinkage": 0.2}
+    probes = {"linear": lambda channels, blocks: LinearProbe(channels, blocks, width=8)}
+    task = ProbeTask(replace(features, **chosen), probes=probes, run_dir=str(tmp_path / "run"))
+    trainer(max_epochs=1).fit(task, pairs)
+    test = CorrespondenceTask(
+        features,
+        ["adaln", "whiten", "same_position"],
+        [str(tmp_path / "run" / "probes" / "linear")],
+        run_dir=str(tmp_path / "test"),
+    )
+    trainer().test(test, pairs, verbose=False)
+    settings = test.settings()
+    probe, white = settings["rows"]["linear"], settings["rows"]["whiten"]
+    assert len(probe["discarded"]["1"]) == 3
+    shrinkage = [settings["models"][row["model"]]["whiten_shrinkage"] for row in (probe, white)]
+    assert shrinkage == [0.2, 0.1]
+    assert {row.name: row.notes for row in test.result().datasets[0].rows}["linear"] == ("3 channels",)
+
+
+def test_debiased_rows_of_other_channels_have_a_calibration_of_their_own(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    def other(count: int, debias: str) -> BackboneFeatures:
+        return replace(features, discard="pre_norm", massive_count=count, position_debias=debias)
+
+    others = {f"{debias}{count}": other(count, debias) for debias in ("none", "mean") for count in (1, 4)}
+    task = CorrespondenceTask(features, ["adaln"], others=others, run_dir=str(tmp_path))
+    trainer().test(task, pairs, verbose=False)
+    settings = task.settings()
+    models = [settings["rows"][name]["model"] for name in ("adaln", "none1", "none4", "mean1", "mean4")]
+    assert models == [0, 0, 0, 1, 2]
+    for model, count in ((1, 1), (2, 4)):
+        assert len(settings["models"][model]["massive_channels"]["1"]) == count
