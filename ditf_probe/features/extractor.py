@@ -208,8 +208,17 @@ class FeatureExtractor:
 
     @property
     def calibration(self) -> Calibration | None:
-        """What `calibrate` found; None before."""
+        """What `calibrate` found, or what another calibration with the same settings did; None before."""
         return self.recipes.calibration
+
+    @calibration.setter
+    def calibration(self, found: Calibration) -> None:
+        self._basis.clear()
+        self.recipes.use(found)
+
+    def discarded(self, block: int, pick: ChannelPick | None = None) -> list[int]:
+        """The channels of a block that are discarded; see `Recipes.discarded`."""
+        return self.recipes.discarded(block, pick)
 
     def calibrate(
         self,

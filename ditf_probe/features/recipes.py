@@ -27,7 +27,7 @@ class Recipes:
         shrinkage: As `whiten_shrinkage` in `FeatureSettings`.
 
     Attributes:
-        calibration: Set by `calibrate`.
+        calibration: Set by `calibrate` or `use`.
 
     Raises:
         InputError: A value out of range, or channels that a block does not have.
@@ -69,9 +69,14 @@ class Recipes:
     ) -> Calibration:
         """Learns from tapped blocks of calibration images; see `calibration.calibrate`."""
         given = None if self.massive_channels == "auto" else list(self.massive_channels)
-        self.calibration = calibrate(batches, given, self.massive_ratio, self.pick, modulations)
+        found = calibrate(batches, given, self.massive_ratio, self.pick, modulations)
+        self.use(found)
+        return found
+
+    def use(self, found: Calibration) -> None:
+        """Takes what a calibration found, and forgets what was made of an earlier one."""
+        self.calibration = found
         self._norms.clear()
-        return self.calibration
 
     def discarded(self, block: int, pick: ChannelPick | None = None) -> list[int]:
         """The channels of a block that are discarded; empty where there are none.

@@ -184,6 +184,22 @@ def test_what_needs_calibration_says_so(planted: Make, images: Tensor) -> None:
     assert given(images)[0].shape == (4, 8, 2, 3)
 
 
+def test_the_calibration_of_another_extractor(extractor: FeatureExtractor, images: Tensor) -> None:
+    again = FeatureExtractor(extractor.backbone, blocks=[BLOCK], timestep=1, modulation="whiten", discard="pre_norm")
+    with pytest.raises(InputError, match="calibrate"):
+        again(images)
+    again.calibration = extractor.calibration
+    tapped = extractor.tapped(images)
+    expected = extractor.features(tapped, modulation="whiten", discard="pre_norm")
+    assert torch.equal(again(images)[BLOCK], expected[BLOCK])
+    assert again.discarded(BLOCK) == extractor.discarded(BLOCK) == [2, 5]
+    few = FeatureExtractor(extractor.backbone, blocks=[BLOCK], timestep=1)
+    few.calibrate(images[:1], modulations=["whiten"])
+    assert few.calibration is not None
+    again.calibration = few.calibration
+    assert not torch.equal(again(images)[BLOCK], expected[BLOCK]), "what was made of the first is forgotten"
+
+
 def test_calibrating_again_forgets_what_was_fitted(extractor: FeatureExtractor, images: Tensor) -> None:
     tapped = extractor.tapped(images)
     first = extractor.features(tapped, modulation="whiten")[BLOCK]
