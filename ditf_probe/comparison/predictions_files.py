@@ -87,22 +87,24 @@ def _to_csv(predictions: Predictions, pairs: dict[int, PairFacts]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     columns = [_cells(getattr(predictions, name)) for name in COLUMNS[2:]]
-    for i, (pair_index, keypoint) in enumerate(zip(predictions.pair_index, predictions.keypoint, strict=True)):
-        facts = pairs[int(pair_index)]
+    known = {index: [getattr(facts, fact) for fact in FACTS] for index, facts in pairs.items()}
+    places = zip(predictions.pair_index.tolist(), predictions.keypoint.tolist(), strict=True)
+    for (pair_index, keypoint), *values in zip(places, *columns, strict=True):
+        facts = pairs[pair_index]
         name = facts.keypoint_names[keypoint] if keypoint < len(facts.keypoint_names) else ""
-        values = [int(keypoint in facts.geometry_aware), *(column[i] for column in columns)]
-        writer.writerow([pair_index, *(getattr(facts, fact) for fact in FACTS), keypoint, name, *values])
+        aware = int(keypoint in facts.geometry_aware)
+        writer.writerow([pair_index, *known[pair_index], keypoint, name, aware, *values])
     return text.getvalue()
 
 
 def _cells(column: NDArray[Any]) -> list[str]:
     """Numbers as text; nothing for NaN and for no keypoint."""
     if column.dtype == np.bool_:
-        return [str(int(value)) for value in column]
+        return [str(int(value)) for value in column.tolist()]
     if column.dtype == np.int64:
-        return [str(value) if value >= 0 else "" for value in column]
+        return [str(value) if value >= 0 else "" for value in column.tolist()]
     # numpy prints the shortest text that reads back as the same float32.
-    return ["" if math.isnan(value) else str(value) for value in column]
+    return ["" if text == "nan" else text for text in column.astype(str).tolist()]
 
 
 def _from_csv(path: Path) -> tuple[Predictions, dict[int, PairFacts]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.geometry import Sampling, check_size, grid_coordinates
 from ditf_probe.matching.cosines import Axis, check_features, cosines, not_finite, unit
+from ditf_probe.matching.search import SearchedMap, best_in
 from ditf_probe.precision import to_float64, within_reach
 
 # Part of a cell by which a point may miss an edge through rounding errors.
@@ -59,27 +60,13 @@ def match_keypoints(
     height, width = check_size("target_size", target_size)
     home, target_features = source_features.device, within_reach(target_features)
     descriptors = descriptors_at("source_", source_features, source_keypoints, source_size, rounding, visible)
-    pixel, best = best_pixels(descriptors, "target_features", target_features, (height, width))
+    pixel, best = best_in(descriptors, SearchedMap("target_features", target_features, (height, width)))
     predictions = torch.stack([pixel % width, pixel // width], dim=-1).float()
     similarity = best.clamp(-1, 1).float()
     if visible is not None:
         hidden = ~visible.to(best.device)
         predictions[hidden], similarity[hidden] = torch.nan, torch.nan
     return predictions.to(home), similarity.to(home)
-
-
-def best_pixels(descriptors: Tensor, argument: str, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Number of the most similar pixel in row-major order, the first of equals, and its cosine: `(..., K)` each."""
-    best = descriptors.new_full(descriptors.shape[:-1], -torch.inf)
-    pixel = torch.zeros_like(best, dtype=torch.long)
-    for keypoints, rows, maps in cosines(descriptors, argument, features, size):
-        value, row = maps.amax(dim=-1).max(dim=-1)
-        column = maps.take_along_dim(row[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
-        # Later rows must win outright, or the first of equal pixels would not be kept.
-        better = value > best[..., keypoints]
-        best[..., keypoints] = torch.where(better, value, best[..., keypoints])
-        pixel[..., keypoints] = torch.where(better, (row + rows.start) * size[1] + column, pixel[..., keypoints])
-    return pixel, best
 
 
 @torch.no_grad()
@@ -143,13 +130,17 @@ def descriptors_at(
     rounding: str,
     visible: Tensor | None = None,
     sampling: Sampling = "cells",
+    finite: bool = False,
 ) -> Tensor:
-    """Unit descriptors `(..., K, C)` float64, where there is float64; arguments in errors begin with the prefix."""
+    """Unit descriptors `(..., K, C)` float64, where there is float64; arguments in errors begin with the prefix.
+
+    Features that are known to be `finite` are not looked at once more.
+    """
     features = within_reach(features)
     height, width = check_size(f"{prefix}size", size)
     check_features(f"{prefix}features", features)
     # The sum is quicker than a look at every number, but may itself overflow.
-    if not features.sum().isfinite() and not features.isfinite().all():
+    if not finite and not features.sum().isfinite() and not features.isfinite().all():
         raise not_finite(f"{prefix}features", features)
     check_choice("rounding", rounding, Rounding)
     points = checked_points(f"{prefix}keypoints", keypoints, features, (height, width), visible)

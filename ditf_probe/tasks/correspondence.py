@@ -20,7 +20,7 @@ from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.evaluation import Evaluation
-from ditf_probe.tasks.matchers import Matcher
+from ditf_probe.tasks.matchers import Matcher, match_all
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
 from ditf_probe.tasks.prompts import encode_prompts
@@ -161,8 +161,7 @@ class CorrespondenceTask(L.LightningModule):
         """Matches a batch of pairs with every row."""
         if batch_idx == 0:
             self._open(dataloader_idx)
-        for matcher in self.matchers:
-            matches = [matcher.match(pair) for pair in batch]
+        for matcher, matches in zip(self.matchers, match_all(self.matchers, batch), strict=True):
             self.scores[dataloader_idx].update(matcher.row.name, batch, matches)
 
     def on_test_epoch_end(self) -> None:
@@ -172,8 +171,7 @@ class CorrespondenceTask(L.LightningModule):
             datasets.append(self._collect(name, dataset, scores))
         self._log_scores()
         self._result = RunResult(datasets, self.settings())
-        for stream in streams_of(self.matchers):
-            stream.close()
+        self._forget()
 
     def result(self) -> RunResult:
         """What the last test found, the same on every rank.
@@ -236,11 +234,16 @@ class CorrespondenceTask(L.LightningModule):
         dataset = list(self.pairs.test.values())[number]
         loaders: Any = self.trainer.test_dataloaders
         ids = own_images(loaders[number] if isinstance(loaders, list) else loaders)
-        streams = streams_of(self.matchers)
-        for stream in streams:
-            stream.close()
-        for stream in streams:
+        self._forget()
+        for stream in streams_of(self.matchers):
             stream.open(dataset, ids)
+
+    def _forget(self) -> None:
+        """Lets go of streams and maps of the last test set."""
+        for matcher in self.matchers:
+            matcher.forget()
+        for stream in streams_of(self.matchers):
+            stream.close()
 
     def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
         found = scores.predictions()

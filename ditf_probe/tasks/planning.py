@@ -14,7 +14,8 @@ from ditf_probe.matching import MatchingRule
 from ditf_probe.matching.rules import DEFAULT_RULE
 from ditf_probe.probes import ProbeFacts, load_probe, read_facts
 from ditf_probe.tasks.controls import ColourPatches
-from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
+from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
 from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.rows import Fusion, Row
