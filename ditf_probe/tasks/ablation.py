@@ -13,8 +13,12 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask
+from ditf_probe.tasks.matchers import FeatureMatcher
 from ditf_probe.tasks.rows import ROWS, Row, check_names
 from ditf_probe.tasks.settings import BackboneFeatures
+
+PREPARED_BYTES = 2**30
+"""Most bytes of prepared maps that all rows together keep between pairs."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,13 @@ class AblationTask(CorrespondenceTask):
         controls = [row for row in self.rows if row.kind == "control"]
         self.ablated = ablated
         self.rows = [*(row for row in self.rows if row.kind != "control"), *ablated, *controls]
+
+    def on_test_start(self) -> None:
+        """As in `CorrespondenceTask`; the many rows share the memory of prepared maps."""
+        super().on_test_start()
+        keeping = [matcher for matcher in self.matchers if isinstance(matcher, FeatureMatcher)]
+        for matcher in keeping:
+            matcher.limit(PREPARED_BYTES // len(keeping))
 
     def settings(self) -> dict[str, Any]:
         """Those of the comparison, and which of its rows are the ablation."""

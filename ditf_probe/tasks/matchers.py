@@ -221,6 +221,10 @@ class FeatureMatcher(MapMatcher):
         """As in `Matcher`."""
         self._kept.clear()
 
+    def limit(self, nbytes: int) -> None:
+        """Bounds the memory of prepared maps, for comparisons of many rows."""
+        self._kept.budget = min(self._kept.budget, nbytes)
+
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """As in `MapMatcher`."""
         return self._map(pair.source), self._map(pair.target)

@@ -24,7 +24,8 @@ from ditf_probe.errors import InputError
 from ditf_probe.features.channels import ChannelPick
 from ditf_probe.probes import LinearProbe
 from ditf_probe.tasks import AblationTask, CorrespondenceTask, ProbeTask
-from ditf_probe.tasks.ablation import Ablation
+from ditf_probe.tasks.ablation import PREPARED_BYTES, Ablation
+from ditf_probe.tasks.matchers import FeatureMatcher
 from ditf_probe.tasks.planning import streams_of
 from ditf_probe.tasks.records import RunResult
 from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows
@@ -97,6 +98,9 @@ def test_one_pass_for_each_condition(run: tuple[AblationTask, Path]) -> None:
     rows = [row.name for row in task.result().datasets[0].rows]
     assert rows == ["adaln+debias", *names(SMALL), "same_position"]
     assert task.result().settings["ablation"] == names(SMALL)
+    kept = [matcher._kept.budget for matcher in task.matchers if isinstance(matcher, FeatureMatcher)]
+    assert len(kept) == len(names(SMALL)) + 1
+    assert 0 < sum(kept) <= PREPARED_BYTES
 
 
 def predictions(result: RunResult, name: str) -> list[np.ndarray]:
