@@ -49,6 +49,7 @@ def make_features(
     discard: Discard,
     channels: Sequence[int],
     fitted: FittedNorm | None = None,
+    per_timestep: bool = False,
 ) -> Tensor:
     """From a tapped block to its feature map, float32 throughout.
 
@@ -58,9 +59,10 @@ def make_features(
         discard: "none", "pre_norm" or "post_adaln": before or after the modulation, whichever it is.
         channels: The channels to discard.
         fitted: The normalisation of "standardise" and "whiten", made without `channels` where those go before it.
+        per_timestep: Give the features of each timestep in place of their mean.
 
     Returns:
-        `(B, C, h, w)` float32.
+        `(B, C, h, w)` float32, or `(B, T, C, h, w)` per timestep, T = 1 where there is one.
 
     Raises:
         InputError: "adaln" where the model has neither shift nor scale, or a fitted modulation without `fitted`.
@@ -68,14 +70,16 @@ def make_features(
     if tapped.hidden_states.ndim == 4:
         steps = tapped.hidden_states.shape[1]
         maps = make_features(tapped.map(lambda x: x.flatten(0, 1)), modulation, discard, channels, fitted)
-        return maps.reshape(-1, steps, *maps.shape[1:]).mean(1)
+        maps = maps.reshape(-1, steps, *maps.shape[1:])
+        return maps if per_timestep else maps.mean(1)
     x = tapped.hidden_states.float()
     if discard == "pre_norm":
         x = discard_channels(x, channels)
     x = _normalised(x, tapped, modulation, fitted)
     if discard == "post_adaln":
         x = discard_channels(x, channels)
-    return x.transpose(1, 2).reshape(len(x), -1, *tapped.grid)
+    maps = x.transpose(1, 2).reshape(len(x), -1, *tapped.grid)
+    return maps[:, None] if per_timestep else maps
 
 
 def _normalised(x: Tensor, tapped: TappedBlock, modulation: Modulate, fitted: FittedNorm | None) -> Tensor:

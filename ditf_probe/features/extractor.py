@@ -1,6 +1,6 @@
 """Images to DiTF features: prepare, run the backbone, modulate."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
 from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
+from ditf_probe.features.batches import with_ids
 from ditf_probe.features.calibration import Calibration
 from ditf_probe.features.channels import ChannelKind, ChannelPick
 from ditf_probe.features.debias import PositionBasis, project_out
@@ -172,6 +173,7 @@ class FeatureExtractor:
         discard: Discard | None = None,
         position_debias: PositionDebias | None = None,
         pick: ChannelPick | None = None,
+        per_timestep: bool = False,
     ) -> dict[int, Tensor]:
         """Features from tapped blocks.
 
@@ -181,9 +183,11 @@ class FeatureExtractor:
             discard: In place of the extractor's own.
             position_debias: In place of the extractor's own.
             pick: Channels to discard in place of the extractor's own.
+            per_timestep: Give the features of each timestep in place of their mean. Debias takes the same from each,
+                what it finds in the mean.
 
         Returns:
-            Block index to `(B, C, h, w)` float32.
+            Block index to `(B, C, h, w)` float32; per timestep `(B, T, C, h, w)`, in the order of `timesteps`.
 
         Raises:
             InputError: Unknown choice, or one that needs `calibrate` first.
@@ -194,7 +198,7 @@ class FeatureExtractor:
         check_recipe(modulation, discard, position_debias)
         found = {}
         for index, block in tapped.items():
-            maps = self.recipes.make(index, block, modulation, discard, pick)
+            maps = self.recipes.make(index, block, modulation, discard, pick, per_timestep)
             if position_debias == "mean":
                 mean = self.recipes.position_mean(index, modulation, discard, pick, block.grid)
                 maps = maps - mean.to(maps.device)
@@ -236,8 +240,9 @@ class FeatureExtractor:
         Returns:
             What was found, also kept in `calibration`.
         """
-        batches = [images] if isinstance(images, Tensor) else images
-        return self.calibrate_tapped(self._tapped_batches(batches, image_ids), modulations)
+        batches = with_ids([images] if isinstance(images, Tensor) else images, image_ids)
+        tapped = (self.tapped(self.size_rule.batch(batch), ids) for batch, ids in batches)
+        return self.calibrate_tapped(tapped, modulations)
 
     def calibrate_tapped(
         self, batches: Iterable[dict[int, TappedBlock]], modulations: Collection[Modulate] = ()
@@ -264,14 +269,3 @@ class FeatureExtractor:
             "debias_components": self._basis.components,
             "debias_images": self._basis.images,
         }
-
-    def _tapped_batches(
-        self, batches: Iterable[Tensor], image_ids: Sequence[str] | None
-    ) -> Iterator[dict[int, TappedBlock]]:
-        start = 0
-        for images in batches:
-            ids = None if image_ids is None else image_ids[start : start + len(images)]
-            start += len(images)
-            yield self.tapped(self.size_rule.batch(images), ids)
-        if image_ids is not None and start != len(image_ids):
-            raise InputError("image_ids", f"{len(image_ids)} ids", f"give {start}, one per image")

@@ -99,9 +99,15 @@ class Recipes:
         return picked_channels(pick, known.massive_channels[block], known.magnitudes[block], width, block)
 
     def make(
-        self, index: int, block: TappedBlock, modulation: Modulate, discard: Discard, pick: ChannelPick | None = None
+        self,
+        index: int,
+        block: TappedBlock,
+        modulation: Modulate,
+        discard: Discard,
+        pick: ChannelPick | None = None,
+        per_timestep: bool = False,
     ) -> Tensor:
-        """Features `(B, C, h, w)` float32 of a tapped block.
+        """Features `(B, C, h, w)` float32 of a tapped block, or `(B, T, C, h, w)` per timestep.
 
         Raises:
             InputError: What the recipe needs `calibrate` for, or the block has no AdaLN.
@@ -111,7 +117,7 @@ class Recipes:
         if modulation in FITTED:
             before = tuple(channels) if discard == "pre_norm" else ()
             norm = self._norm(index, modulation, before, block.hidden_states.device)
-        return make_features(block, modulation, discard, channels, norm)
+        return make_features(block, modulation, discard, channels, norm, per_timestep)
 
     def position_mean(
         self, index: int, modulation: Modulate, discard: Discard, pick: ChannelPick | None, grid: tuple[int, int]
@@ -133,10 +139,14 @@ class Recipes:
             raise InputError("position_debias", "mean", remedy)
         return fit_mean(means[modulation, discard][index], grid)
 
+    @property
+    def knows_massive_channels(self) -> bool:
+        """Whether they are given or calibrated."""
+        return self.massive_channels != "auto" or self.calibration is not None
+
     def settings(self) -> dict[str, Any]:
         """Every setting that changes a number, as plain JSON values, with what calibration found."""
-        automatic = self.massive_channels == "auto"
-        known = not automatic or self.calibration is not None
+        automatic, known = self.massive_channels == "auto", self.knows_massive_channels
         return {
             "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",
             "massive_ratio": self.massive_ratio if automatic else None,

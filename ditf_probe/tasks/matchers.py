@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.features.channels import MASSIVE
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
+from ditf_probe.probes import Probe, takes_timesteps
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
@@ -193,13 +195,16 @@ class FeatureMatcher(MapMatcher):
         return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
 
     def note(self) -> tuple[str, ...]:
-        """How many channels a discarding row found."""
-        if self.row.discard == "none":
-            return self.remarks
-        recipes = self.stream.extractor.recipes
-        counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
-        word = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
-        return (*self.remarks, f"{' + '.join(map(str, counts))} {word}channel{'' if counts == [1] else 's'}")
+        """How many channels a discarding row found, and what a probe has to say of itself."""
+        recipes, words = self.stream.extractor.recipes, list(self.remarks)
+        if self.row.discard != "none":
+            counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
+            kind = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
+            words.append(f"{' + '.join(map(str, counts))} {kind}channel{'' if counts == [1] else 's'}")
+        if isinstance(self.probe, Probe):
+            known = self.blocks if recipes.knows_massive_channels else []
+            words += self.probe.remarks({block: recipes.discarded(block, MASSIVE) for block in known})
+        return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
@@ -239,6 +244,7 @@ class FeatureMatcher(MapMatcher):
             discard=row.discard,
             position_debias=row.position_debias,
             pick=row.pick,
+            per_timestep=takes_timesteps(self.probe),
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found

@@ -74,11 +74,13 @@ class Stream:
         modulation: Modulate | None = None,
         discard: Discard | None = None,
         position_debias: PositionDebias | None = None,
+        per_timestep: bool = False,
     ) -> dict[int, Tensor]:
-        """Feature maps of images with one grid, block index to `(B, C, h, w)`, of the whole prepared image."""
+        """Feature maps of images with one grid, of the whole prepared image; see `FeatureExtractor.features`."""
         tapped = self.bank.tapped([side.image_id for side in sides])
         chosen = {block: tapped[block] for block in blocks}
-        return self.extractor.features(chosen, modulation=modulation, discard=discard, position_debias=position_debias)
+        recipe: dict[str, Any] = {"modulation": modulation, "discard": discard, "position_debias": position_debias}
+        return self.extractor.features(chosen, **recipe, per_timestep=per_timestep)
 
     def tapped(self, images: Tensor, ids: Sequence[str], conditions: list[str] | None = None) -> dict[int, TappedBlock]:
         """The tapped blocks of images that are at hand, as a batch; with a store, from there or written to it.
