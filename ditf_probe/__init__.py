@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "backbones.base",
+    "BottleneckProbe": "probes.bottleneck",
+    "ChannelGate": "probes.gate",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
     "KeypointAveragePrecision": "metrics.average_precision",
     "LayerAggregation": "probes.aggregation",
     "LinearProbe": "probes.linear",
+    "LowRankAdapter": "probes.low_rank",
     "MatchingRule": "matching",
     "PFWillow": "data.willow",
     "Pair": "data.pairs",
@@ -27,6 +30,7 @@ _HOME = {
     "Protocol": "protocols",
     "StereoMotorcycle": "data.stereo",
     "SyntheticPairs": "data.synthetic",
+    "TimestepAggregation": "probes.timesteps",
     "WarpedPhotos": "data.warped",
     "discard_channels": "features.modulation",
     "find_massive_channels": "features.modulation",
@@ -64,7 +68,11 @@ if TYPE_CHECKING:
     from ditf_probe.metrics.average_precision import KeypointAveragePrecision as KeypointAveragePrecision
     from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
     from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
+    from ditf_probe.probes.bottleneck import BottleneckProbe as BottleneckProbe
+    from ditf_probe.probes.gate import ChannelGate as ChannelGate
     from ditf_probe.probes.linear import LinearProbe as LinearProbe
+    from ditf_probe.probes.low_rank import LowRankAdapter as LowRankAdapter
+    from ditf_probe.probes.timesteps import TimestepAggregation as TimestepAggregation
     from ditf_probe.protocols import Protocol as Protocol
 
 

@@ -23,6 +23,21 @@ from ditf_probe.files import replacing, write_text
 WEIGHTS, FACTS, METADATA_KEY = "probe.safetensors", "probe.yaml", "ditf_probe"
 
 
+# What features a probe is of: it works on these alone. Sizes, prompts, noise draws and their seed may change.
+PROBE_SETTINGS = (
+    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio", "modulation_condition"),
+    *("massive_count", "channel_choice", "channel_seed", "whiten_shrinkage"),
+    *("position_debias", "debias_components", "debias_images"),
+)
+# What those settings are without which others mean nothing.
+_NEEDS = {
+    **dict.fromkeys(("massive_count", "channel_choice", "channel_seed"), ("discard", ("pre_norm", "post_adaln"))),
+    "whiten_shrinkage": ("modulation", ("whiten",)),
+    **dict.fromkeys(("massive_channels", "massive_ratio"), ("discard", ("pre_norm", "post_adaln"))),
+    **dict.fromkeys(("debias_components", "debias_images"), ("position_debias", ("svd",))),
+}
+
+
 @dataclass(frozen=True)
 class ProbeFacts:
     """What must be known to use a probe again.
@@ -135,13 +150,42 @@ def load_probe(folder: str | Path) -> tuple[nn.Module, ProbeFacts]:
     return probe.eval(), facts
 
 
-def load_weights(probe: nn.Module, folder: str | Path) -> None:
-    """Copies the weights of a probe folder into a probe of the same class and widths.
+def check_features(argument: str, name: str, facts: ProbeFacts, features: Mapping[str, Any]) -> None:
+    """Refuses features that a probe was not trained on.
+
+    Args:
+        argument: Who asked for the probe.
+        name: What it is called there.
+        facts: Facts of the probe.
+        features: Settings of the features, as in `ProbeFacts`; what either side does not say is not compared.
 
     Raises:
-        InputError: The folder is not a probe, or its tensors have other names or widths.
+        InputError: Blocks, timestep, tap, modulation, discard or debias differ.
     """
-    read_facts(folder)
+    there, here = (json.loads(json.dumps(dict(x))) for x in (facts.features, features))
+    for key in ("blocks", *PROBE_SETTINGS):
+        governing, values = _NEEDS.get(key, ("", ()))
+        if governing and there.get(governing) not in values:
+            continue
+        if key in there and key in here and there[key] != here[key]:
+            remedy = f"it was trained with {key} {there[key]!r} and these features have {here[key]!r}, use the same"
+            raise InputError(argument, name, remedy)
+
+
+def load_weights(probe: nn.Module, folder: str | Path, features: Mapping[str, Any] | None = None) -> None:
+    """Copies the weights of a probe folder into a probe of the same class and widths.
+
+    Args:
+        probe: Where to.
+        folder: Where from.
+        features: Settings of the features that the probe is for; None to take those of the folder on trust.
+
+    Raises:
+        InputError: The folder is not a probe, or one of other features, or its tensors have other names or widths.
+    """
+    facts = read_facts(folder)
+    if features is not None:
+        check_features("probe", str(folder), facts, features)
     weights = load_file(Path(folder) / WEIGHTS)
     own = probe.state_dict()
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_BESIDE)}

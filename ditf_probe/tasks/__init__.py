@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditf_probe.tasks.ablation import AblationTask
     from ditf_probe.tasks.correspondence import CorrespondenceTask
     from ditf_probe.tasks.extraction import ExtractionTask
     from ditf_probe.tasks.planar import HomographyTask
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ditf_probe.tasks.segmentation import SegmentationTask
 
 __all__ = [
+    "AblationTask",
     "CorrespondenceTask",
     "ExtractionTask",
     "HomographyTask",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AblationTask": "ablation",
     "CorrespondenceTask": "correspondence",
     "ExtractionTask": "extraction",
     "HomographyTask": "planar",
