@@ -66,7 +66,7 @@ def restore(
         raise InputError(argument, f"calibration without {error}", "use the version that wrote it") from error
     if lacking:
         raise InputError(argument, f"calibration without block {lacking[0]}", "save a calibrated probe again")
-    extractor.recipes.use(found)
+    extractor.calibration = found
 
 
 def _apart(value: Any, name: str, blocks: Sequence[int], tensors: dict[str, Tensor]) -> Any:
