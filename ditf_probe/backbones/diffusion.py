@@ -1,6 +1,7 @@
 """A diffusers transformer as a backbone: encode, noise, run as far as needed, average over draws."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import initialised_sha256, known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.skeletons import is_outline, parameters_on_meta
 from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import containers, find_block, recording
 from ditf_probe.backbones.truncation import check_loaded, leave_out_alike
@@ -194,7 +196,8 @@ class DiffusionBackbone(Backbone):
             seed: Seed of the initialisation; the global generator is left as it was.
         """
         embedding = self.class_embedding
-        with torch.random.fork_rng(devices=[]):
+        weightless = parameters_on_meta() if is_outline(self.transformer) else nullcontext()
+        with weightless, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformer = type(self.transformer).from_config(self.transformer.config)
             for path, weight in transformer.named_parameters():

@@ -38,11 +38,40 @@ def load_model(
     Raises:
         InputError: Unknown class, missing or damaged files, or missing tensors.
     """
+    model = _skeleton_of(folder, last_block, last_tap)
+    fill(model, Checkpoint.find(folder), device or torch.device("cpu"), dtype)
+    return model
+
+
+def outline_model(
+    folder: Path, dtype: torch.dtype, last_block: int | None = None, last_tap: Tap | None = None
+) -> nn.Module:
+    """What `load_model` makes, without the weights: they have their dtypes and shapes, on the device "meta".
+
+    Args:
+        folder: As in `load_model`, as are the other arguments.
+        dtype: Of floating-point weights.
+        last_block: The last block.
+        last_tap: Its only tap.
+
+    Raises:
+        InputError: Unknown class, missing files, or missing tensors. Tensors are not read.
+    """
+    model = _skeleton_of(folder, last_block, last_tap)
+    checkpoint, precise = Checkpoint.find(folder), kept_in_float32(model)
+    values = {}
+    for name, place in model.state_dict().items():
+        _stored_name(name, checkpoint)
+        values[name] = place.to("meta", weight_dtype(name, precise, dtype) if place.is_floating_point() else None)
+    model.load_state_dict(values, assign=True)
+    return model
+
+
+def _skeleton_of(folder: Path, last_block: int | None, last_tap: Tap | None) -> nn.Module:
     config = read_json(folder / "config.json")
     model = build_skeleton(model_class(config, folder), config)
     if last_block is not None:
         truncate(model, find_entry(config, folder), last_block, last_tap)
-    fill(model, Checkpoint.find(folder), device or torch.device("cpu"), dtype)
     return model
 
 
@@ -65,6 +94,11 @@ def build_skeleton(cls: Any, config: dict[str, Any]) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise InputError("backbone", cls.__name__, f"its config.json does not fit the class ({reason})") from error
     return model.requires_grad_(False).eval()
+
+
+def is_outline(model: nn.Module) -> bool:
+    """Whether a model has no weights, but only their dtypes and shapes."""
+    return any(weight.is_meta for weight in model.parameters())
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The backbones of a comparison and the streams over them: what is equal is computed once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,8 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.backbones.description import describe_backbone
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.reloadable import ROOM, ModelSlot, ReloadableBackbone
+from ditf_probe.backbones.weight_options import Loaded
+from ditf_probe.devices import resolve_device
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.tasks.prompts import loading_options
@@ -22,9 +24,13 @@ from ditf_probe.tasks.streams import Stream
 class Models:
     """Backbones by their settings.
 
+    A backbone is loaded when it computes; what is asked of its settings is answered by its configuration and the hash
+    of its files, so that a run over a full store loads none. Quantised ones, single files and those of timm are loaded
+    for that as well.
+
     All share one slot of memory: the images of a data set are computed by one backbone after the other, and matching
     needs their streams only. So two large backbones never stand on the device together, at the price of loading each
-    once to check its settings and once per data set. A backbone that is alone, or small, is loaded once.
+    once per data set. A backbone that is alone, or small, is loaded once.
 
     Args:
         device: Where they compute.
@@ -56,8 +62,21 @@ class Models:
             if self._requests is not None:
                 options |= loaded_part(features, [x for x in self._requests if _weights_of(x) == key])
             load = partial(load_backbone, features.backbone, device=self.device, dtype=features.dtype, **options)
-            self._found[key] = ReloadableBackbone(load, self._slot)
+            outline = _outline_of(load)
+            device = None if outline is None else resolve_device(self.device)
+            self._found[key] = ReloadableBackbone(load, self._slot, outline=outline, device=device)
         return self._found[key]
+
+
+def _outline_of(load: Callable[..., Backbone]) -> Callable[[Loaded], Backbone] | None:
+    """Makes a backbone without its weights; None where it cannot be told from its configuration."""
+    try:
+        found = load(loaded="none")
+    except InputError as error:
+        if error.argument != "loaded":
+            raise
+        return None
+    return lambda loaded: found if loaded == "none" else load(loaded=loaded)
 
 
 def loaded_part(features: BackboneFeatures, requests: Sequence[BackboneFeatures]) -> dict[str, Any]:
