@@ -1,7 +1,6 @@
 """Tapped streams of many images in memory, so that an image is computed once and not once per pair."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from ditf_probe.data.pairs import ImageSource
 from ditf_probe.devices import DTYPES
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.fetching import fetch
 from ditf_probe.features.loading import equal_size_batches, prepared_loader
 from ditf_probe.progress import progress
 
@@ -125,7 +125,7 @@ class FeatureBank:
         Raises:
             InputError: Streams are not finite, or too large for the dtype.
         """
-        kept = {index: self._converted(block) for index, block in tapped.items()}
+        kept = fetch(tapped, self.dtype)()
         for row, name in enumerate(names):
             self._blocks[name] = {index: block.map(partial(row_of, row=row)) for index, block in kept.items()}
 
@@ -186,13 +186,6 @@ class FeatureBank:
         if unknown:
             raise InputError("ids", unknown[0], f"name images of {name}")
         return {i: self.extractor.transform(sizes[i]).canvas for i in ids}
-
-    def _converted(self, block: TappedBlock) -> TappedBlock:
-        stream = block.hidden_states.to("cpu", self.dtype)
-        if not all(bool(end.isfinite()) for end in torch.aminmax(stream)):
-            name = str(self.dtype).removeprefix("torch.")
-            raise InputError("dtype", name, "streams are too large for it or not finite, use bfloat16 or float32")
-        return replace(block.map(lambda x: x.to("cpu", torch.float32)), hidden_states=stream)
 
 
 def row_of(values: Tensor, row: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Fills feature stores, on any number of ranks: Lightning's `predict` over the images that they lack."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.image_module import ImageModule
 from ditf_probe.data.pairs import ImageSource, PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.features.loading import PreparedBatch, equal_size_batches, prepared_loader
+from ditf_probe.features.loading import PreparedBatch, equal_size_batches, prepared_loader, shares
+from ditf_probe.features.store.behind import WriteBehind
 from ditf_probe.features.stored import StoredBank
 from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.models import Models, make_stream
@@ -77,10 +79,10 @@ class Extracted:
 class ExtractionTask(L.LightningModule):
     """Computes the streams of images that a store lacks, each image once over all ranks.
 
-    Images of one prepared size share a batch, `features.batch_size` of them, decoded ahead by `features.num_workers`
-    processes; noise draws run as a batch inside the backbone. The first rank says what is missing, and rank r of n
-    takes every n-th batch from the r-th on. A batch is in the store as soon as it is computed, so a run that was killed
-    goes on where it stopped, on as many ranks as one likes.
+    Images of one prepared size share a batch, at most `features.batch_size` of them, decoded ahead by
+    `features.num_workers` processes; noise draws run as a batch inside the backbone. The first rank says what is
+    missing, and all take about as many pixels of it. A batch is written while the next one is computed, so a run that
+    was killed loses these two at most, and goes on where it stopped, on as many ranks as one likes.
 
     Args:
         features: The backbone and its features; `blocks` may be several.
@@ -111,6 +113,11 @@ class ExtractionTask(L.LightningModule):
                 raise InputError("store", None, f"name the folder that the features of {one.backbone} go to")
         self.untrained, self.run_dir = untrained, Path(run_dir)
         self._jobs: list[Job] = []
+        self._behind = WriteBehind()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Where the run fails, what is being written is written first."""
+        return [_LastWrite(self._behind)]
 
     @property
     def images(self) -> ImageModule:
@@ -145,11 +152,15 @@ class ExtractionTask(L.LightningModule):
         self.images.loaders = self._loaders
 
     def predict_step(self, batch: PreparedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Computes a batch of images and writes it."""
+        """Computes a batch of images, which is written as the next one is computed."""
         job = self._jobs[dataloader_idx]
         ids = job.batches[batch.number]
         condition = None if job.conditions is None else job.conditions(ids)
-        job.bank.write(ids, job.stream.extractor.tapped(batch.images(), ids, condition))
+        job.bank.write(ids, job.stream.extractor.tapped(batch.images(), ids, condition), self._behind)
+
+    def on_predict_epoch_end(self) -> None:
+        """Waits for the last batch to be written."""
+        self._behind.close()
 
     def teardown(self, stage: str) -> None:
         """Waits until every rank has written, so that the first can say what is there."""
@@ -184,7 +195,7 @@ class ExtractionTask(L.LightningModule):
             prepared_loader(
                 [(job.source, ids) for ids in job.batches],
                 job.stream.extractor.size_rule,
-                job.stream.settings.num_workers,
+                job.stream.num_workers,
             )
             for job in self._jobs
         ]
@@ -200,8 +211,20 @@ class ExtractionTask(L.LightningModule):
         missing = self.trainer.strategy.broadcast(missing)
         planned |= {bank.key(image_id) for image_id in missing}
         batches = equal_size_batches(missing, settings.batch_size)
-        share = batches[self.trainer.global_rank :: self.trainer.world_size]
+        share = shares(batches, missing, self.trainer.world_size)[self.trainer.global_rank]
         return Job(stream, source, conditions, len(missing), share)
+
+
+class _LastWrite(L.Callback):
+    """Leaves nothing half-written where a run fails; its first error is the one to see."""
+
+    def __init__(self, behind: WriteBehind) -> None:
+        self.behind = behind
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Waits for the last batch."""
+        with suppress(Exception):
+            self.behind.close()
 
 
 def _outcome(job: Job) -> Extracted:
