@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,12 @@ class StreamTap:
     source: nn.Module
     parts: tuple[nn.Module, ...] | None = None
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether `assemble` reads weights, when the pass is over."""
+        norm = self.block.get_submodule(self.layer.norm)
+        return self.parts is not None or next(norm.parameters(recurse=False), None) is not None
+
     def points(self) -> list[HookPoint]:
         """What to read: the stream and the modulation, or the embeddings that the modulation comes from."""
         stream = HookPoint((self.index, "stream"), self.block.get_submodule(self.layer.entry), "input", self.layer.read)
@@ -83,6 +89,7 @@ class ProjectionTap:
 
     Attributes:
         index: Flat block index.
+        block: The block.
         linear: The layer that computes them.
         norm: The norm of each head, or of all heads together, before the position encoding; None if there is none.
         order: Where the image tokens sit.
@@ -90,10 +97,12 @@ class ProjectionTap:
     """
 
     index: int
+    block: nn.Module
     linear: nn.Module
     norm: nn.Module | None
     order: TokenOrder
     channels: slice | None = None
+    reads_weights: ClassVar[bool] = False
 
     def points(self) -> list[HookPoint]:
         """What to read."""
@@ -219,7 +228,7 @@ def _projection(index: int, block: nn.Module, group: BlockGroup, tap: Projection
     first = ("query", "key", "value").index(tap) * width
     channels = slice(first, first + width) if projections.fused else None
     linear = block.get_submodule(getattr(projections, tap))
-    return ProjectionTap(index, linear, norm, projections.order or group.order, channels)
+    return ProjectionTap(index, block, linear, norm, projections.order or group.order, channels)
 
 
 def norm_width(norm: nn.Module) -> int:

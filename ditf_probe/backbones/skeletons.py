@@ -1,6 +1,6 @@
 """A diffusers model without its weights, and filling it from a checkpoint straight onto the device."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,9 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
     Raises:
         InputError: A tensor is missing, of another shape, or cannot be read.
     """
-    places = model.state_dict()
-    sources = {_stored_name(name, checkpoint): name for name in places}
     precise = kept_in_float32(model)
     values: dict[str, Tensor] = {}
-    for stored, tensor in checkpoint.read(sources, device):
-        name = sources[stored]
-        _check_shape(name, tensor, places[name], checkpoint)
+    for name, tensor in read_weights(model.state_dict(), checkpoint, device):
         if tensor.is_floating_point():
             tensor = tensor.to(weight_dtype(name, precise, dtype))
         if tensor.device.type == "cpu":
@@ -148,6 +144,28 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
     model.load_state_dict(values, assign=True)
     model.requires_grad_(False)
     nn.Module.to(model, device)  # the buffers that no file holds
+
+
+def read_weights(
+    places: Mapping[str, Tensor], checkpoint: Checkpoint, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Reads the weights of a model one at a time, in the order of the files.
+
+    Args:
+        places: Names and shapes of what is read.
+        checkpoint: Where the weights are.
+        device: As in `Checkpoint.read`.
+
+    Yields:
+        Name in the model and tensor.
+
+    Raises:
+        InputError: A tensor is missing, of another shape, or cannot be read.
+    """
+    sources = {_stored_name(name, checkpoint): name for name in places}
+    for stored, tensor in checkpoint.read(sources, device):
+        _check_shape(sources[stored], tensor, places[sources[stored]], checkpoint)
+        yield sources[stored], tensor
 
 
 def kept_in_float32(model: nn.Module) -> Collection[str]:

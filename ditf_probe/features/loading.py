@@ -128,6 +128,28 @@ def shares(batches: Sequence[list[str]], canvases: Mapping[str, tuple[int, int]]
         rest[place : place + 1] = [largest[:middle], largest[middle:]]
 
 
+def in_step(divided: Sequence[Sequence[list[str]]], rank: int) -> tuple[list[list[str]], list[int]]:
+    """The share of a rank that must make as many passes of a model as all others.
+
+    Args:
+        divided: From `shares`.
+        rank: Which.
+
+    Returns:
+        Batches, as many as any rank has, each with as many images as that of any rank, for which images are repeated;
+        and how many of the images of each batch, from the first on, this rank really has to compute.
+    """
+    ordered = [sorted(own, key=len, reverse=True) for own in divided]
+    batches, counts = [], []
+    for step in range(max(map(len, ordered), default=0)):
+        here = [own[step] for own in ordered if step < len(own)]
+        own = ordered[rank][step] if step < len(ordered[rank]) else []
+        length = max(map(len, here))
+        batches.append(own + [(own or here[0])[0]] * (length - len(own)))
+        counts.append(len(own))
+    return batches, counts
+
+
 def equal_size_batches(canvases: dict[str, tuple[int, int]], batch_size: int) -> list[list[str]]:
     """Image ids in batches of equal prepared size.
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.image_module import ImageModule
 from ditf_probe.data.pairs import ImageSource, PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.features.loading import PreparedBatch, equal_size_batches, prepared_loader, shares
+from ditf_probe.features.loading import PreparedBatch, equal_size_batches, in_step, prepared_loader, shares
 from ditf_probe.features.store.behind import WriteBehind
 from ditf_probe.features.stored import StoredBank
 from ditf_probe.tasks.backbone_files import read_backbones
@@ -33,6 +34,7 @@ class Job:
         conditions: From ids to what they are conditioned on; None is the null condition.
         planned: Number of images that the store lacked before, on all ranks together.
         batches: What this rank computes: ids of images of one prepared size.
+        counts: How many images of each batch are written, from the first on; the rest keep ranks in step.
     """
 
     stream: Stream
@@ -40,6 +42,7 @@ class Job:
     conditions: Callable[[list[str]], list[str] | None] | None
     planned: int
     batches: list[list[str]]
+    counts: list[int]
 
     @property
     def bank(self) -> StoredBank:
@@ -89,11 +92,14 @@ class ExtractionTask(L.LightningModule):
         store: Folder of stores; None takes that of the features.
         untrained: Extract the untrained control of every backbone as well.
         run_dir: Folder of everything else that a run writes.
+        shard_model: Divide transformers over the ranks of each node (FSDP), for those that are larger than a card. All
+            ranks then make the same number of passes, for which some images are computed twice, and written once.
         others: Further backbones by name.
         backbone_files: The same as YAML files.
 
     Raises:
-        InputError: Features without a store, or a backbone file that cannot be read.
+        InputError: Features without a store, a backbone file that cannot be read, or untrained controls of models that
+            are divided.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class ExtractionTask(L.LightningModule):
         store: str | None = None,
         untrained: bool = False,
         run_dir: str = "runs/default",
+        shard_model: bool = False,
         others: dict[str, BackboneFeatures] | None = None,
         backbone_files: Sequence[str] = (),
     ) -> None:
@@ -111,7 +118,10 @@ class ExtractionTask(L.LightningModule):
         for one in self.features:
             if one.store is None:
                 raise InputError("store", None, f"name the folder that the features of {one.backbone} go to")
+        if shard_model and untrained:
+            raise InputError("untrained", True, "controls are not divided over ranks, leave it or shard_model out")
         self.untrained, self.run_dir = untrained, Path(run_dir)
+        self.shard_model = shard_model
         self._jobs: list[Job] = []
         self._behind = WriteBehind()
 
@@ -154,9 +164,13 @@ class ExtractionTask(L.LightningModule):
     def predict_step(self, batch: PreparedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Computes a batch of images, which is written as the next one is computed."""
         job = self._jobs[dataloader_idx]
-        ids = job.batches[batch.number]
+        ids, count = job.batches[batch.number], job.counts[batch.number]
         condition = None if job.conditions is None else job.conditions(ids)
-        job.bank.write(ids, job.stream.extractor.tapped(batch.images(), ids, condition), self._behind)
+        tapped = job.stream.extractor.tapped(batch.images(), ids, condition)
+        if count < len(ids):
+            tapped = {index: block.map(lambda x: x[:count]) for index, block in tapped.items()}
+        if count:
+            job.bank.write(ids[:count], tapped, self._behind)
 
     def on_predict_epoch_end(self) -> None:
         """Waits for the last batch to be written."""
@@ -182,7 +196,7 @@ class ExtractionTask(L.LightningModule):
 
     def _loaders(self) -> list[DataLoader[Any]]:
         """Plans every job, and makes its loader."""
-        models = Models(self._device_of_rank, self.features)
+        models = Models(self._device_of_rank, self.features, mesh=self._mesh() if self.shard_model else None)
         self._jobs = []
         for features in self.features:
             backbone = models[features]
@@ -211,8 +225,22 @@ class ExtractionTask(L.LightningModule):
         missing = self.trainer.strategy.broadcast(missing)
         planned |= {bank.key(image_id) for image_id in missing}
         batches = equal_size_batches(missing, settings.batch_size)
-        share = shares(batches, missing, self.trainer.world_size)[self.trainer.global_rank]
-        return Job(stream, source, conditions, len(missing), share)
+        divided, rank = shares(batches, missing, self.trainer.world_size), self.trainer.global_rank
+        share, counts = in_step(divided, rank) if self.shard_model else (divided[rank], list(map(len, divided[rank])))
+        return Job(stream, source, conditions, len(missing), share, counts)
+
+    def _mesh(self) -> Any:
+        """The ranks of this node.
+
+        Raises:
+            InputError: There is a single one.
+        """
+        ranks = self.trainer.world_size // self.trainer.num_nodes
+        if ranks < 2:
+            remedy = "a single rank has nothing to divide, use --trainer.devices and --trainer.strategy ddp"
+            raise InputError("shard_model", True, remedy)
+        shape, names = (self.trainer.num_nodes, ranks), ("node", "rank")
+        return init_device_mesh(self._device_of_rank.type, shape, mesh_dim_names=names)["rank"]
 
 
 class _LastWrite(L.Callback):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.tasks.prompts import loading_options
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Models:
@@ -37,6 +40,7 @@ class Models:
         requests: Everything that will be asked of any backbone, so that each is loaded only as far as that; see
             `loaded_part`. None loads them whole.
         together: Keep all of them in memory, for tasks whose rows take turns image by image.
+        mesh: Ranks over which transformers are divided, see `load_sharded`; None gives every rank its own.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Models:
         device: torch.device | str,
         requests: Sequence[BackboneFeatures] | None = None,
         together: bool = False,
+        mesh: "DeviceMesh | None" = None,
     ) -> None:
         self.device = device
         self._requests = requests
+        self._mesh = mesh
         self._slot = ModelSlot(None if together else ROOM)
         self._found: dict[tuple[str, str, str, str], Backbone] = {}
 
@@ -63,9 +69,20 @@ class Models:
                 options |= loaded_part(features, [x for x in self._requests if _weights_of(x) == key])
             load = partial(load_backbone, features.backbone, device=self.device, dtype=features.dtype, **options)
             outline = _outline_of(load)
+            if self._mesh is not None:
+                load = _divided(features, self._mesh, resolve_device(self.device), options)
             device = None if outline is None else resolve_device(self.device)
             self._found[key] = ReloadableBackbone(load, self._slot, outline=outline, device=device)
         return self._found[key]
+
+
+def _divided(
+    features: BackboneFeatures, mesh: "DeviceMesh", device: torch.device, options: Mapping[str, Any]
+) -> "partial[Backbone]":
+    """Loads a backbone whose transformer is divided over ranks."""
+    from ditf_probe.backbones.sharding import load_sharded  # not every build of torch has FSDP
+
+    return partial(load_sharded, features.backbone, mesh, device=device, dtype=features.dtype, **options)
 
 
 def _outline_of(load: Callable[..., Backbone]) -> Callable[[Loaded], Backbone] | None:
