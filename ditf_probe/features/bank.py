@@ -146,11 +146,12 @@ class FeatureBank:
         entries = [self._entry(image_id) for image_id in ids]
         found, device = {}, self.extractor.backbone.device
         for index in self.extractor.blocks:
-            parts = [entry[index] for entry in entries]
+            # To the device first, so that CPU memory holds no copy of a batch.
+            parts = [entry[index].map(lambda x: x.to(device)) for entry in entries]
             grids = {part.grid for part in parts}
             if len(grids) > 1:
                 raise InputError("ids", sorted(grids), "these images have different grids, ask for them one by one")
-            found[index] = TappedBlock.join(parts, _joined).map(lambda x: x.to(device))
+            found[index] = TappedBlock.join(parts, _joined)
         return found
 
     def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
