@@ -22,6 +22,7 @@ from ditf_probe.tasks.models import Models, make_stream
 from ditf_probe.tasks.prompts import CATEGORY, conditions_for, encode_image_prompts, image_categories
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
+from ditf_probe.tasks.together import patient_group, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class ExtractionTask(L.LightningModule):
         self.shard_model = shard_model
         self._jobs: list[Job] = []
         self._behind = WriteBehind()
+        self._patient: Any = None
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Where the run fails, what is being written is written first."""
@@ -160,6 +162,7 @@ class ExtractionTask(L.LightningModule):
         if stage != "predict":
             raise InputError("subcommand", stage, "features are extracted by eval.py predict")
         self.images.loaders = self._loaders
+        self._patient = patient_group()
 
     def predict_step(self, batch: PreparedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Computes a batch of images, which is written as the next one is computed."""
@@ -178,7 +181,7 @@ class ExtractionTask(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Waits until every rank has written, so that the first can say what is there."""
-        self.trainer.strategy.barrier()
+        wait_for_all(self._patient)
 
     def result(self) -> list[Extracted]:
         """What the last run did, looked up in the stores.
