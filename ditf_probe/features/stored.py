@@ -49,10 +49,10 @@ class StoredBank(FeatureBank):
     ) -> None:
         super().__init__(extractor, dtype=dtype, budget_gib=budget_gib)
         self.store, self.only = store, only
+        self._behind: WriteBehind | None = None  # while it is filled
         self._keys: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._held = 0
-        self._behind: WriteBehind | None = None  # while it is filled
 
     def __len__(self) -> int:
         """Number of images that can be asked for."""
