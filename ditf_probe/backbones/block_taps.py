@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,7 @@ class StreamTap:
     @property
     def reads_weights(self) -> bool:
         """Whether `assemble` reads weights, when the pass is over."""
-        norm = self.block.get_submodule(self.layer.norm)
-        return self.parts is not None or next(norm.parameters(recurse=False), None) is not None
+        return self.parts is not None or bool([*self.block.get_submodule(self.layer.norm).parameters(False)])
 
     def points(self) -> list[HookPoint]:
         """What to read: the stream and the modulation, or the embeddings that the modulation comes from."""
@@ -89,7 +88,6 @@ class ProjectionTap:
 
     Attributes:
         index: Flat block index.
-        block: The block.
         linear: The layer that computes them.
         norm: The norm of each head, or of all heads together, before the position encoding; None if there is none.
         order: Where the image tokens sit.
@@ -97,12 +95,10 @@ class ProjectionTap:
     """
 
     index: int
-    block: nn.Module
     linear: nn.Module
     norm: nn.Module | None
     order: TokenOrder
     channels: slice | None = None
-    reads_weights: ClassVar[bool] = False
 
     def points(self) -> list[HookPoint]:
         """What to read."""
@@ -228,7 +224,7 @@ def _projection(index: int, block: nn.Module, group: BlockGroup, tap: Projection
     first = ("query", "key", "value").index(tap) * width
     channels = slice(first, first + width) if projections.fused else None
     linear = block.get_submodule(getattr(projections, tap))
-    return ProjectionTap(index, block, linear, norm, projections.order or group.order, channels)
+    return ProjectionTap(index, linear, norm, projections.order or group.order, channels)
 
 
 def norm_width(norm: nn.Module) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
-from ditf_probe.backbones.block_taps import BlockTap, group_taps, modulation_conditions, tap_block
+from ditf_probe.backbones.block_taps import BlockTap, StreamTap, group_taps, modulation_conditions, tap_block
 from ditf_probe.backbones.checks import (
     check_blocks,
     check_condition,
@@ -188,7 +188,8 @@ class DiffusionBackbone(Backbone):
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
-        with gathered(self.transformer, [tapped.block for tapped in taps if tapped.reads_weights]):
+        needed = [tapped.block for tapped in taps if isinstance(tapped, StreamTap) and tapped.reads_weights]
+        with gathered(self.transformer, needed):
             return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
 
     def untrained(self, seed: int = 0) -> "DiffusionBackbone":
