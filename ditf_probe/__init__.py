@@ -10,26 +10,32 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "backbones.base",
+    "BottleneckProbe": "probes.bottleneck",
+    "ChannelGate": "probes.gate",
     "FeatureExtractor": "features.extractor",
     "InputError": "errors",
     "KeypointAveragePrecision": "metrics.average_precision",
     "LayerAggregation": "probes.aggregation",
     "LinearProbe": "probes.linear",
+    "LowRankAdapter": "probes.low_rank",
     "MatchingRule": "matching",
     "PFWillow": "data.willow",
     "Pair": "data.pairs",
     "PairDataModule": "data.datamodule",
     "PairDataset": "data.pairs",
     "PercentageCorrectKeypoints": "metrics.pck",
+    "ProbedBackbone": "inference.probed",
     "PromptEmbeddings": "conditions",
     "PromptEncoder": "backbones.prompts",
     "Protocol": "protocols",
     "StereoMotorcycle": "data.stereo",
     "SyntheticPairs": "data.synthetic",
+    "TimestepAggregation": "probes.timesteps",
     "WarpedPhotos": "data.warped",
     "discard_channels": "features.modulation",
     "find_massive_channels": "features.modulation",
     "load_backbone": "backbones.loading",
+    "load_features": "inference.features",
     "match_by_rule": "matching",
     "match_keypoints": "matching",
     "modulate": "features.modulation",
@@ -54,13 +60,19 @@ if TYPE_CHECKING:
     from ditf_probe.features.modulation import discard_channels as discard_channels
     from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
     from ditf_probe.features.modulation import modulate as modulate
+    from ditf_probe.inference.features import load_features as load_features
+    from ditf_probe.inference.probed import ProbedBackbone as ProbedBackbone
     from ditf_probe.matching import MatchingRule as MatchingRule
     from ditf_probe.matching import match_by_rule as match_by_rule
     from ditf_probe.matching import match_keypoints as match_keypoints
     from ditf_probe.metrics.average_precision import KeypointAveragePrecision as KeypointAveragePrecision
     from ditf_probe.metrics.pck import PercentageCorrectKeypoints as PercentageCorrectKeypoints
     from ditf_probe.probes.aggregation import LayerAggregation as LayerAggregation
+    from ditf_probe.probes.bottleneck import BottleneckProbe as BottleneckProbe
+    from ditf_probe.probes.gate import ChannelGate as ChannelGate
     from ditf_probe.probes.linear import LinearProbe as LinearProbe
+    from ditf_probe.probes.low_rank import LowRankAdapter as LowRankAdapter
+    from ditf_probe.probes.timesteps import TimestepAggregation as TimestepAggregation
     from ditf_probe.protocols import Protocol as Protocol
 
 

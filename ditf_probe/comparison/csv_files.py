@@ -19,7 +19,9 @@ def to_csv(comparison: dict[str, Any]) -> str:
     alphas = alphas_of(comparison)
     head = ("dataset", "row", "kind", "metric", "average", *(f"@{alpha}" for alpha in alphas))
     spreads = ("ci95_low", "ci95_high", "delta", "delta_low", "delta_high")
-    writer.writerow((*head, *spreads, "accepted", "rejected_hidden", "parameters", "notes"))
+    costed = any("cost" in row for dataset in comparison["datasets"].values() for row in dataset["rows"])
+    columns = ("parameters", *(["flops"] if costed else []), "notes")
+    writer.writerow((*head, *spreads, "accepted", "rejected_hidden", *columns))
     for name, dataset in with_subsets(comparison):
         for row in dataset["rows"]:
             for metric, average, scores in _scores(row):
@@ -27,7 +29,7 @@ def to_csv(comparison: dict[str, Any]) -> str:
                 spread = _spread(row) if primary else ("",) * 5
                 values = (scores[alpha] for alpha in alphas)
                 place = (name, row["name"], row["kind"], metric, average)
-                writer.writerow((*place, *values, *spread, *_facts(row)))
+                writer.writerow((*place, *values, *spread, *_facts(row, costed)))
     return text.getvalue()
 
 
@@ -71,9 +73,10 @@ def _scores(row: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
             yield metric, "per_point", scores
 
 
-def _facts(row: dict[str, Any]) -> tuple[Any, ...]:
+def _facts(row: dict[str, Any], costed: bool) -> tuple[Any, ...]:
     coverage = row["coverage"]
-    return coverage["accepted"], coverage["rejected_hidden"], row["parameters"], "; ".join(row["notes"])
+    flops = [row["cost"]["flops"] if "cost" in row else 0] if costed else []
+    return coverage["accepted"], coverage["rejected_hidden"], row["parameters"], *flops, "; ".join(row["notes"])
 
 
 def _spread(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ditf_probe.comparison.attributes_files import attributes_from_csv, attribut
 from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
 from ditf_probe.metrics.predictions import COLUMNS, KINDS, Predictions, unique_rows
-from ditf_probe.tasks.records import DatasetResult, PairFacts, RowResult, RunResult
+from ditf_probe.tasks.records import DatasetResult, PairFacts, RowCost, RowResult, RunResult
 
 FOLDER, MANIFEST = "predictions", "manifest.json"
 FACTS = ("unit", "category", "source_id", "target_id")
@@ -40,7 +40,7 @@ def write_predictions(run_dir: Path, result: RunResult) -> list[Path]:
             write_text(run_dir / FOLDER / name, _to_csv(row.predictions, dataset.pairs))
             files.append(run_dir / FOLDER / name)
             facts = {"name": row.name, "kind": row.kind, "parameters": row.parameters, "notes": list(row.notes)}
-            rows.append({**facts, "file": name})
+            rows.append({**facts, "cost": row.cost and asdict(row.cost), "file": name})
         facts = {"unit": dataset.unit, "statistic": dataset.statistic, "threshold": dataset.threshold}
         manifest[dataset.name] = {**facts, "attributes": attributes, "rows": rows}
     text = json.dumps({"datasets": manifest, "settings": result.settings}, indent=2)
@@ -76,10 +76,15 @@ def _read_dataset(folder: Path, name: str, facts: dict[str, Any]) -> DatasetResu
     for row in facts["rows"]:
         predictions, own = _from_csv(folder / row["file"])
         pairs |= own
-        rows.append(RowResult(row["name"], row["kind"], predictions, row["parameters"], tuple(row["notes"])))
+        facts_of_row = row["name"], row["kind"], predictions, row["parameters"], tuple(row["notes"])
+        rows.append(RowResult(*facts_of_row, _cost(row.get("cost"))))
     attributes = attributes_from_csv(folder / facts["attributes"])
     pairs = {index: replace(found, attributes=attributes.get(index, {})) for index, found in pairs.items()}
     return DatasetResult(name, facts["unit"], facts["statistic"], facts["threshold"], pairs, rows)
+
+
+def _cost(cost: dict[str, Any] | None) -> RowCost | None:
+    return None if cost is None else RowCost(**cost | {"grid": tuple(cost["grid"])})
 
 
 def _to_csv(predictions: Predictions, pairs: dict[int, PairFacts]) -> str:
@@ -87,22 +92,24 @@ def _to_csv(predictions: Predictions, pairs: dict[int, PairFacts]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     columns = [_cells(getattr(predictions, name)) for name in COLUMNS[2:]]
-    for i, (pair_index, keypoint) in enumerate(zip(predictions.pair_index, predictions.keypoint, strict=True)):
-        facts = pairs[int(pair_index)]
+    known = {index: [getattr(facts, fact) for fact in FACTS] for index, facts in pairs.items()}
+    places = zip(predictions.pair_index.tolist(), predictions.keypoint.tolist(), strict=True)
+    for (pair_index, keypoint), *values in zip(places, *columns, strict=True):
+        facts = pairs[pair_index]
         name = facts.keypoint_names[keypoint] if keypoint < len(facts.keypoint_names) else ""
-        values = [int(keypoint in facts.geometry_aware), *(column[i] for column in columns)]
-        writer.writerow([pair_index, *(getattr(facts, fact) for fact in FACTS), keypoint, name, *values])
+        aware = int(keypoint in facts.geometry_aware)
+        writer.writerow([pair_index, *known[pair_index], keypoint, name, aware, *values])
     return text.getvalue()
 
 
 def _cells(column: NDArray[Any]) -> list[str]:
     """Numbers as text; nothing for NaN and for no keypoint."""
     if column.dtype == np.bool_:
-        return [str(int(value)) for value in column]
+        return [str(int(value)) for value in column.tolist()]
     if column.dtype == np.int64:
-        return [str(value) if value >= 0 else "" for value in column]
+        return [str(value) if value >= 0 else "" for value in column.tolist()]
     # numpy prints the shortest text that reads back as the same float32.
-    return ["" if math.isnan(value) else str(value) for value in column]
+    return ["" if text == "nan" else text for text in column.astype(str).tolist()]
 
 
 def _from_csv(path: Path) -> tuple[Predictions, dict[int, PairFacts]]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ditf_probe.comparison.ablation import ablation_tables, write_ablation
+from ditf_probe.comparison.costs import cost_table, costs_to_csv
 from ditf_probe.comparison.csv_files import breakdowns_to_csv, to_csv
 from ditf_probe.comparison.predictions_files import FOLDER, read_predictions, write_predictions
 from ditf_probe.comparison.summary import summarise
@@ -15,7 +17,10 @@ from ditf_probe.tasks.records import RunResult
 
 
 def report(result: RunResult, run_dir: Path) -> dict[str, Any]:
-    """Writes predictions, `comparison.json` and its two CSV files of a finished test, and prints its tables.
+    """Writes predictions, `comparison.json` and its CSV files of a finished test, and prints its tables.
+
+    With learned rows `costs.csv` as well: it holds times, which no two tests share; all other files say the same of the
+    same predictions.
 
     Args:
         result: What the test left behind.
@@ -43,13 +48,23 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
     write_text(run_dir / "comparison.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     write_text(run_dir / "comparison.csv", to_csv(comparison))
     write_text(run_dir / "breakdowns.csv", breakdowns_to_csv(comparison))
+    if costs := costs_to_csv(result):
+        write_text(run_dir / "costs.csv", costs)
+    else:
+        (run_dir / "costs.csv").unlink(missing_ok=True)  # that of an earlier test
     console = Console()
     # Piped output has no width of its own; a wrapped table is unreadable.
     console = console if console.is_terminal else Console(width=150)
-    for table in tables(comparison):
+    ablation = "ablation" in comparison["settings"]
+    if ablation:
+        write_ablation(comparison, run_dir)
+    shown = ablation_tables(comparison) if ablation else tables(comparison)
+    for table in (*shown, *filter(None, map(cost_table, result.datasets))):
         console.print(table)
         console.print()
     console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+    if ablation:
+        console.print(f"ablation    {run_dir / 'ablation.csv'}", soft_wrap=True)
     console.print(f"by category {run_dir / 'breakdowns.csv'}", soft_wrap=True)
     console.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
     if (run_dir / "pictures").is_dir():

@@ -150,6 +150,8 @@ def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -
         "delta_best_zero_shot": intervals.delta(row.name, best if row.kind == "probe" else None),
         "parameters": row.parameters,
         "notes": [*row.notes, *_beaten(against_position)],
+        # Without the time, so that the same predictions give the same file.
+        **({"cost": {"flops": row.cost.flops, "grid": list(row.cost.grid)}} if row.cost else {}),
     }
 
 

@@ -115,6 +115,15 @@ class WarpedPhotos(PairDataset):
         pixels = np.rint(change_colours(view, rng)).astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """As in `PairDataset`, without drawing a view."""
+        sides = ((index, name) for index in range(len(self)) for name in ("source", "target"))
+        return {self._image_id(index, name): self._photo(index).size for index, name in sides}
+
+    def image_ids(self) -> list[str]:
+        """As in `PairDataset`, without drawing a view."""
+        return list(self.image_sizes())
+
     def files(self) -> tuple[Path, ...]:
         """The photos of the split; empty for those of the scikit-image wheel."""
         return tuple(self._photos) if self._own else ()

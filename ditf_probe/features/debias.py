@@ -62,14 +62,14 @@ def project_out(features: Tensor, components: Tensor) -> Tensor:
     """Features without their part along some directions.
 
     Args:
-        features: `(B, C, h, w)`.
+        features: `(..., C, h, w)`.
         components: `(K, C)`, orthonormal.
 
     Returns:
-        `(B, C, h, w)` float32.
+        `(..., C, h, w)` float32.
     """
     basis = components.to(features.device, torch.float32)
-    tokens = features.float().flatten(2)
+    tokens = features.float().flatten(-2)
     return (tokens - basis.T @ (basis @ tokens)).reshape(features.shape)
 
 

@@ -76,24 +76,22 @@ class Axis(NamedTuple):
         return self.fraction if dim == -1 else self.fraction[:, None]
 
 
-class Products(NamedTuple):
-    """All dot products that the cosines need; beyond the last row and column, these repeat."""
+class Gram(NamedTuple):
+    """Dot products of neighbouring cells, `(..., h, w)` float64; beyond the last row and column, these repeat."""
 
-    dots: Tensor  # (..., K, h, w): descriptors with cells
-    own: Tensor  # (..., h, w): cells with themselves
+    own: Tensor  # cells with themselves
     right: Tensor  # with the cell to the right
     below: Tensor  # with the cell below
     cross: Tensor  # mean of both diagonals of a square of four
 
 
-def _products(descriptors: Tensor, features: Tensor) -> Products:
-    *batch, channels, height, width = features.shape
-    dots = descriptors.new_zeros(*descriptors.shape[:-1], height * width)
-    own, right, below, cross = (descriptors.new_zeros(*batch, height, width) for _ in range(4))
-    count = max(1, CHANNEL_PIECE * channels // features.numel())
-    for start in range(0, channels, count):
-        piece = features.narrow(-3, start, min(count, channels - start)).double()
-        dots += descriptors[..., start : start + count] @ piece.flatten(-2)
+def gram(features: Tensor) -> Gram:
+    """The Gram products of a map `(..., C, h, w)`."""
+    *batch, _, height, width = features.shape
+    own, right, below, cross = (
+        features.new_zeros(*batch, height, width, dtype=torch.float64) for _ in range(len(Gram._fields))
+    )
+    for _, piece in _pieces(features):
         padded = F.pad(piece, (0, 1, 0, 1), mode="replicate")
         here, beside = padded[..., :-1, :-1], padded[..., :-1, 1:]
         under, opposite = padded[..., 1:, :-1], padded[..., 1:, 1:]
@@ -101,7 +99,24 @@ def _products(descriptors: Tensor, features: Tensor) -> Products:
         right += (here * beside).sum(-3)
         below += (here * under).sum(-3)
         cross += ((here * opposite).sum(-3) + (beside * under).sum(-3)) / 2
-    return Products(dots.view(*descriptors.shape[:-1], height, width), own, right, below, cross)
+    return Gram(own, right, below, cross)
+
+
+def dot_products(descriptors: Tensor, features: Tensor) -> Tensor:
+    """Dot products `(..., K, h, w)` of descriptors `(..., K, C)` float64 with all cells of a map `(..., C, h, w)`."""
+    dots = descriptors.new_zeros(*descriptors.shape[:-1], features.shape[-2] * features.shape[-1])
+    for span, piece in _pieces(features):
+        dots += descriptors[..., span] @ piece.flatten(-2)
+    return dots.view(*descriptors.shape[:-1], *features.shape[-2:])
+
+
+def _pieces(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some channels at a time, in float64."""
+    channels = features.shape[-3]
+    count = max(1, CHANNEL_PIECE * channels // features.numel())
+    for start in range(0, channels, count):
+        span = slice(start, min(start + count, channels))
+        yield span, features[..., span, :, :].double()
 
 
 def cosines(
@@ -111,21 +126,24 @@ def cosines(
 
     The cosines stand in memory that the next piece overwrites.
     """
-    check_features(argument, features)
-    if (*features.shape[:-3], features.shape[-3]) != (*descriptors.shape[:-2], descriptors.shape[-1]):
-        remedy = f"give as many maps and channels as the descriptors have, {tuple(descriptors.shape)}"
-        raise InputError(argument, tuple(features.shape), remedy)
-    products = _products(descriptors, features)
+    check_fit(descriptors, argument, features)
+    dots, products = dot_products(descriptors, features), gram(features)
     if not products.own.sum().isfinite():
         raise not_finite(argument, features)
     (height, width), (rows, columns) = size, features.shape[-2:]
     x, y = Axis.of(width, columns, features.device), Axis.of(height, rows, features.device)
-    inverse = _inverse_lengths(products, x, y).unsqueeze(-3)
-    count, batch = descriptors.shape[-2], features.shape[:-3].numel()
-    group = max(1, KEYPOINT_PIECE // (batch * rows * width))
+    yield from cosine_rows(dots, inverse_lengths(products, x, y), x, y)
+
+
+def cosine_rows(dots: Tensor, inverse: Tensor, x: Axis, y: Axis) -> Iterator[tuple[slice, slice, Tensor]]:
+    """As `cosines`, from dot products `(..., K, h, w)` and what lengths have to be multiplied with, `(..., H, W)`."""
+    *batch, count, rows, _ = dots.shape
+    height, width = inverse.shape[-2:]
+    inverse = inverse.unsqueeze(-3)
+    group = max(1, KEYPOINT_PIECE // (math.prod(batch) * rows * width))
     for first in range(0, count, group):
         keypoints = slice(first, min(first + group, count))
-        wide = x(products.dots[..., keypoints, :, :], -1)
+        wide = x(dots[..., keypoints, :, :], -1)
         band = max(1, ROW_PIECE * rows // wide.numel())
         buffers = wide.new_empty(2, band * wide.numel() // rows)
         for top in range(0, height, band):
@@ -134,11 +152,15 @@ def cosines(
             yield keypoints, span, maps.mul_(inverse[..., span, :])
 
 
-def _inverse_lengths(products: Products, x: Axis, y: Axis) -> Tensor:
+def inverse_lengths(products: Gram, x: Axis, y: Axis) -> Tensor:
     """`(H, W)`: one over the length of the interpolated feature, 0 where that is zero."""
     squared = y.squared(x.squared(products.own, products.right, -1), x.squared(products.below, products.cross, -1), -2)
     # By convexity, the interpolated squared lengths bound the squared length of what is interpolated.
-    bound = y(x(products.own, -1), -2)
+    return inverse_root(squared, y(x(products.own, -1), -2))
+
+
+def inverse_root(squared: Tensor, bound: Tensor) -> Tensor:
+    """One over the root of squared lengths; 0 where they are rounding of a zero, beside what bounds them."""
     return torch.where(squared > CANCELLED * bound, squared.rsqrt(), 0.0)
 
 
@@ -152,6 +174,14 @@ def check_features(argument: str, features: Tensor) -> None:
     if features.ndim not in (3, 4) or not features.is_floating_point() or not features.numel():
         found = f"{tuple(features.shape)} {features.dtype}"
         raise InputError(argument, found, "give a floating-point (C, h, w) or (B, C, h, w) map")
+
+
+def check_fit(descriptors: Tensor, argument: str, features: Tensor) -> None:
+    """Raises InputError unless `features` has a map for each set of descriptors `(..., K, C)`, of as many channels."""
+    check_features(argument, features)
+    if (*features.shape[:-3], features.shape[-3]) != (*descriptors.shape[:-2], descriptors.shape[-1]):
+        remedy = f"give as many maps and channels as the descriptors have, {tuple(descriptors.shape)}"
+        raise InputError(argument, tuple(features.shape), remedy)
 
 
 def not_finite(argument: str, features: Tensor) -> InputError:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import cell_centres, check_size
-from ditf_probe.matching.keypoints import match_keypoints, sample_descriptors
+from ditf_probe.matching.by_rule import match_prepared
+from ditf_probe.matching.keypoints import sample_descriptors
+from ditf_probe.matching.prepared import PreparedMap
 from ditf_probe.precision import within_reach
 
 BUDGET = 2**28
@@ -81,11 +83,11 @@ def match_dense(
     limit = limit if max_cycle is None else max_cycle
     found, confidence = torch.empty_like(points), points.new_empty(len(points))
     back = torch.empty_like(points)
+    source = PreparedMap.of(source_features, source_size, prefix="source_")
+    target = PreparedMap.of(target_features, target_size, prefix="target_")
     for part in _groups(len(points), (source_features, target_features), budget):
-        found[part], confidence[part] = match_keypoints(
-            source_features, target_features, points[part], source_size, target_size
-        )
-        back[part], _ = match_keypoints(target_features, source_features, found[part], target_size, source_size)
+        (found[part], confidence[part], _), *_ = match_prepared([(source, target, points[part])], budget)
+        (back[part], _, _), *_ = match_prepared([(target, source, found[part])], budget)
     cycle = (back - points).square().sum(1).sqrt()
     matched = cycle <= limit
     if mutual:

@@ -7,21 +7,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditf_probe.errors import InputError
-from ditf_probe.probes.layers import checked_blocks, projection, select_layers
+from ditf_probe.errors import InputError, check_choice
+from ditf_probe.probes.base import Probe, checked_count
+from ditf_probe.probes.layers import Bottleneck, at_least_float32, layer_norm, projection, select_layers
+
+Normalisation = Literal["layer_norm", "l2"]
+LayerProjection = Literal["linear", "bottleneck"]
 
 
-class LayerAggregation(nn.Module):
-    """A softmax-weighted sum over layers, each first normalised and projected.
+class LayerAggregation(Probe):
+    """A softmax-weighted sum over layers, and timesteps, each first normalised and projected.
 
-    Follows the aggregation network of Diffusion Hyperfeatures (Luo et al., NeurIPS 2023, section 3.2) with a linear
-    projection in place of its bottleneck blocks, and without timesteps.
+    Follows the aggregation network of Diffusion Hyperfeatures (Luo et al., NeurIPS 2023, section 3.2): one bottleneck
+    layer per block, shared by the timesteps, and one mixing weight per block and timestep. It differs in what is
+    simpler by default, a linear projection, and no timesteps; in the normalisation of the features, which the paper
+    leaves to the group norms in its bottleneck layers; and in that nothing clips the descriptors at zero.
 
     Args:
         channels: Width C of the features.
         blocks: Blocks whose features are mixed.
         width: Width D of the descriptor.
         normalisation: "layer_norm" (zero mean, unit variance over the channels of a token) or "l2" (unit length).
+        layer_projection: "linear", or "bottleneck": beside the linear one a residual branch 1x1, 3x3, 1x1 of width
+            D / 4, which starts at zero.
+        num_timesteps: T, to mix the features of each timestep; None takes their mean.
+
+    Raises:
+        InputError: An unknown choice, or a width below 1 (of a bottleneck: 4).
     """
 
     def __init__(
@@ -29,43 +41,68 @@ class LayerAggregation(nn.Module):
         channels: int,
         blocks: Sequence[int],
         width: int = 128,
-        normalisation: Literal["layer_norm", "l2"] = "layer_norm",
+        normalisation: Normalisation = "layer_norm",
+        layer_projection: LayerProjection = "linear",
+        num_timesteps: int | None = None,
     ) -> None:
-        super().__init__()
-        if normalisation not in ("layer_norm", "l2"):
-            raise InputError("normalisation", normalisation, "choose layer_norm or l2")
-        self.channels = channels
-        self.blocks = checked_blocks(blocks)
+        super().__init__(channels, blocks)
+        check_choice("normalisation", normalisation, Normalisation)
+        check_choice("layer_projection", layer_projection, LayerProjection)
         self.width = width
-        self.normalisation = normalisation
+        self.normalisation, self.layer_projection = normalisation, layer_projection
+        self.num_timesteps = None if num_timesteps is None else checked_count("num_timesteps", num_timesteps)
+        self.per_timestep = num_timesteps is not None
+        self.pointwise = layer_projection == "linear"
         self.projections = nn.ModuleDict({str(block): projection(channels, width) for block in self.blocks})
-        self.mixture = nn.Parameter(torch.zeros(len(self.blocks)))
+        self.branches = nn.ModuleDict()
+        if layer_projection == "bottleneck":
+            if width < 4:
+                raise InputError("width", width, "use at least 4 with bottleneck layers")
+            for block in self.blocks:
+                self.branches[str(block)] = Bottleneck(channels, width // 4, width)
+        # One axis, timesteps before blocks, so that no weight decay pulls it (see `tasks.schedules`).
+        self.mixture = nn.Parameter(torch.zeros((num_timesteps or 1) * len(self.blocks)))
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
         """Descriptors from features.
 
         Args:
-            features: Block index to `(B, C, h, w)`; further blocks are ignored.
+            features: Block index to `(B, C, h, w)`, or to `(B, T, C, h, w)` with `num_timesteps`; further blocks are
+                ignored.
 
         Returns:
             `(B, D, h, w)`, not normalised.
 
         Raises:
-            InputError: A block is missing or has another width.
+            InputError: A block is missing, or has another width or number of timesteps.
         """
-        layers = select_layers(features, self.blocks, self.channels)
-        weights = self.mixture.softmax(dim=0)
+        layers = select_layers(features, self.blocks, self.channels, self.num_timesteps)
+        weights = self._weights()
         total = torch.zeros((), dtype=weights.dtype, device=weights.device)
-        for weight, block, layer in zip(weights, self.blocks, layers, strict=True):
-            total = total + weight * self.projections[str(block)](self._normalise(layer))
+        for number, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
+            weight = weights[:, number]
+            if self.num_timesteps is None:
+                total = total + weight[0] * self._projected(block, layer)
+            else:
+                steps = self._projected(block, layer.flatten(0, 1))
+                steps = steps.reshape(*layer.shape[:2], *steps.shape[1:])
+                total = total + (weight[:, None, None, None] * steps).sum(1)
         return total
 
     def layer_weights(self) -> dict[int, float]:
-        """Block index to its weight in the mixture; they sum to 1."""
-        return dict(zip(self.blocks, self.mixture.detach().softmax(dim=0).tolist(), strict=True))
+        """Block index to its weight in the mixture, over all timesteps; they sum to 1."""
+        weights = self._weights().detach().sum(0)
+        return dict(zip(self.blocks, weights.tolist(), strict=True))
 
-    def _normalise(self, layer: Tensor) -> Tensor:
-        if self.normalisation == "l2":
-            return F.normalize(layer, dim=1)
-        centred = layer - layer.mean(dim=1, keepdim=True)
-        return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-6)
+    def timestep_weights(self) -> list[float]:
+        """The weight of each timestep, in the order of the features, over all blocks; `[1.0]` of their mean."""
+        found: list[float] = self._weights().detach().sum(1).tolist()
+        return found
+
+    def _weights(self) -> Tensor:
+        return self.mixture.softmax(dim=0).reshape(-1, len(self.blocks))
+
+    def _projected(self, block: int, layer: Tensor) -> Tensor:
+        layer = F.normalize(at_least_float32(layer), dim=1) if self.normalisation == "l2" else layer_norm(layer)
+        found: Tensor = self.projections[str(block)](layer)
+        return found + self.branches[str(block)](layer) if self.branches else found

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ditf_probe.probes.layers import checked_blocks, projection, select_layers
+from ditf_probe.probes.base import Probe
+from ditf_probe.probes.layers import projection, select_layers
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Probe):
     """A 1x1 projection per chosen layer; their sum is the descriptor.
 
     The projections start semi-orthogonal, so that training departs from (nearly) the zero-shot similarities.
@@ -18,10 +19,10 @@ class LinearProbe(nn.Module):
         width: Width D of the descriptor.
     """
 
+    pointwise = True
+
     def __init__(self, channels: int, blocks: Sequence[int], width: int = 128) -> None:
-        super().__init__()
-        self.channels = channels
-        self.blocks = checked_blocks(blocks)
+        super().__init__(channels, blocks)
         self.width = width
         self.projections = nn.ModuleDict({str(block): projection(channels, width) for block in self.blocks})
 

@@ -19,12 +19,13 @@ from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
+from ditf_probe.tasks.costs import row_results
 from ditf_probe.tasks.evaluation import Evaluation
-from ditf_probe.tasks.matchers import Matcher
+from ditf_probe.tasks.matchers import Matcher, match_all
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
 from ditf_probe.tasks.prompts import encode_prompts
-from ditf_probe.tasks.records import DatasetResult, RowResult, RunResult, pair_facts
+from ditf_probe.tasks.records import DatasetResult, RunResult, pair_facts
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, check_fusions, check_names, chosen_rows, probe_names
 from ditf_probe.tasks.scores import Scores
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
@@ -161,8 +162,7 @@ class CorrespondenceTask(L.LightningModule):
         """Matches a batch of pairs with every row."""
         if batch_idx == 0:
             self._open(dataloader_idx)
-        for matcher in self.matchers:
-            matches = [matcher.match(pair) for pair in batch]
+        for matcher, matches in zip(self.matchers, match_all(self.matchers, batch), strict=True):
             self.scores[dataloader_idx].update(matcher.row.name, batch, matches)
 
     def on_test_epoch_end(self) -> None:
@@ -172,8 +172,7 @@ class CorrespondenceTask(L.LightningModule):
             datasets.append(self._collect(name, dataset, scores))
         self._log_scores()
         self._result = RunResult(datasets, self.settings())
-        for stream in streams_of(self.matchers):
-            stream.close()
+        self._forget()
 
     def result(self) -> RunResult:
         """What the last test found, the same on every rank.
@@ -222,7 +221,7 @@ class CorrespondenceTask(L.LightningModule):
         if self.trainer.testing:
             found = list(pairs.test.values())
         settings = (self.features, *self.others.values())
-        calibrated = any(x.discard != "none" or x.position_debias == "mean" for x in settings)
+        calibrated = any(x.needs_calibration for x in settings)
         if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
             found.append(pairs.calibration)
         return [dataset for dataset in found if dataset is not None]
@@ -236,15 +235,19 @@ class CorrespondenceTask(L.LightningModule):
         dataset = list(self.pairs.test.values())[number]
         loaders: Any = self.trainer.test_dataloaders
         ids = own_images(loaders[number] if isinstance(loaders, list) else loaders)
-        streams = streams_of(self.matchers)
-        for stream in streams:
-            stream.close()
-        for stream in streams:
+        self._forget()
+        for stream in streams_of(self.matchers):
             stream.open(dataset, ids)
 
+    def _forget(self) -> None:
+        """Lets go of streams and maps of the last test set."""
+        for matcher in self.matchers:
+            matcher.forget()
+        for stream in streams_of(self.matchers):
+            stream.close()
+
     def _collect(self, name: str, dataset: PairDataset, scores: Scores) -> DatasetResult:
-        found = scores.predictions()
-        rows = [RowResult(m.row.name, m.row.kind, found[m.row.name], m.parameters, m.note()) for m in self.matchers]
+        rows = row_results(self.matchers, scores.predictions(), dataset[0].source.size)
         indices = sorted({int(index) for row in rows for index in row.predictions.pair_index})
         statistic, threshold = self.evaluation.statistic(name), self.evaluation.threshold or dataset.threshold
         return DatasetResult(name, dataset.unit, statistic, threshold, pair_facts(dataset, indices), rows)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
-from ditf_probe.features.fusion import fuse, joint_pca
+from ditf_probe.features.channels import MASSIVE
 from ditf_probe.features.settings import SizeRule
-from ditf_probe.geometry import Transform
-from ditf_probe.matching import MatchingRule, match_by_rule
+from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
+from ditf_probe.probes import Probe, takes_timesteps
 from ditf_probe.tasks.controls import same_position
+from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
-from ditf_probe.tasks.rows import Fusion, Row
+from ditf_probe.tasks.rows import Row
 from ditf_probe.tasks.streams import Stream
+
+TOGETHER = 2**26
+"""Bytes of maps from which on waiting pairs are matched."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Matcher(ABC):
         """Every setting that changes a number, as plain JSON values; streams by their position in a list."""
         del streams
         return {**asdict(self.row), "model": None, "blocks": []}
+
+    def forget(self) -> None:  # noqa: B027 - most rows keep nothing
+        """Lets go of the maps of images."""
 
     @abstractmethod
     def match(self, pair: Pair) -> Match:
@@ -84,21 +91,25 @@ class MapMatcher(Matcher):
 
     def match(self, pair: Pair) -> Match:
         """As in `Matcher`."""
-        keypoints = pair.source.keypoints[pair.source.visible]
-        canvas = self.size_rule.transform(pair.target.size).canvas_length
-        if not len(keypoints):
-            nothing = keypoints.new_zeros(0)
-            return Match(nothing.reshape(0, 2), nothing, nothing.bool(), canvas=canvas)
-        source, target = self.maps(pair)
-        here, there = self._place(pair.source), self._place(pair.target)
-        found = match_by_rule(source, target, keypoints.to(source.device), here, there, self.rule)
-        points, similarity, accepted = (x.cpu() for x in found)
-        grid = None if self.size_rule.whole_canvas else (target.shape[-2], target.shape[-1])
-        return Match(points, similarity, accepted, grid, canvas)
+        source, target, keypoints = self.prepared(pair)
+        return self.found(pair, target, match_prepared([(source, target, keypoints)])[0])
 
-    def _place(self, side: Side) -> tuple[int, int] | Transform:
-        """What a map covers: the image, or a whole canvas."""
-        return self.size_rule.transform(side.size) if self.size_rule.whole_canvas else side.size
+    def prepared(self, pair: Pair) -> tuple[PreparedMap, PreparedMap, Tensor]:
+        """What `match_prepared` takes: both maps, and the keypoints that are visible in the source image."""
+        source, target = self.maps(pair)
+        keypoints = pair.source.keypoints[pair.source.visible].to(source.device)
+        return self.prepare(source, pair.source), self.prepare(target, pair.target), keypoints
+
+    def prepare(self, features: Tensor, side: Side) -> PreparedMap:
+        """A map with what it covers: the image, or a whole canvas."""
+        place = self.size_rule.transform(side.size) if self.size_rule.whole_canvas else side.size
+        return PreparedMap.of(features, place, self.rule)
+
+    def found(self, pair: Pair, target: PreparedMap, matches: tuple[Tensor, Tensor, Tensor]) -> Match:
+        """What `match_prepared` found, with what scores need to know of the target."""
+        points, similarity, accepted = (x.cpu() for x in matches)
+        grid = None if self.size_rule.whole_canvas else target.grid
+        return Match(points, similarity, accepted, grid, self.size_rule.transform(pair.target.size).canvas_length)
 
     @property
     @abstractmethod
@@ -111,6 +122,41 @@ class MapMatcher(Matcher):
 
         Each covers its original image, or the whole prepared one where `size_rule.whole_canvas`.
         """
+
+
+def match_all(matchers: Sequence[Matcher], pairs: Sequence[Pair]) -> list[list[Match]]:
+    """Matches a batch of pairs with several rows; maps of equal size are searched together.
+
+    Args:
+        matchers: The rows, of one matching rule.
+        pairs: Their images must be in the banks.
+
+    Returns:
+        Per row and pair what was found.
+    """
+    found: dict[tuple[int, int], Match] = {}
+    waiting: dict[tuple[int, int], tuple[PreparedMap, PreparedMap, Tensor]] = {}
+    keypoints: dict[tuple[int, torch.device], Tensor] = {}
+
+    def flush() -> None:
+        for (row, column), matches in zip(waiting, match_prepared(list(waiting.values())), strict=True):
+            matcher, target = matchers[row], waiting[row, column][1]
+            assert isinstance(matcher, MapMatcher)
+            found[row, column] = matcher.found(pairs[column], target, matches)
+        waiting.clear()
+
+    for column, pair in enumerate(pairs):
+        for row, matcher in enumerate(matchers):
+            if isinstance(matcher, MapMatcher):
+                source, target, points = matcher.prepared(pair)
+                # The very same keypoints for all rows, so that what they share is computed once.
+                waiting[row, column] = source, target, keypoints.setdefault((column, points.device), points)
+            else:
+                found[row, column] = matcher.match(pair)
+        if sum(one.features.nbytes for pair in waiting.values() for one in pair[:2]) > TOGETHER:
+            flush()
+    flush()
+    return [[found[row, column] for column in range(len(pairs))] for row in range(len(matchers))]
 
 
 @dataclass(frozen=True)
@@ -128,6 +174,7 @@ class FeatureMatcher(MapMatcher):
     blocks: Sequence[int]
     probe: nn.Module | None = None
     remarks: tuple[str, ...] = ()
+    _kept: MapCache = field(default_factory=MapCache, repr=False, compare=False)
 
     @property
     def streams(self) -> Sequence[Stream]:
@@ -142,8 +189,8 @@ class FeatureMatcher(MapMatcher):
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        looked_for = self.row.position_debias == "mean" or self.stream.extractor.massive_channels == "auto"
-        return self.row.needs_calibration and looked_for
+        row, recipes = self.row, self.stream.extractor.recipes
+        return recipes.needs_calibration(row.modulation, row.discard, row.position_debias, row.pick)
 
     @property
     def parameters(self) -> int:
@@ -151,17 +198,38 @@ class FeatureMatcher(MapMatcher):
         return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
 
     def note(self) -> tuple[str, ...]:
-        """How many channels a discarding row found."""
-        if self.row.discard == "none":
-            return self.remarks
-        counts = [len(self.stream.extractor.discarded(block)) for block in self.blocks]
-        return (*self.remarks, f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+        """How many channels a discarding row found, and what a probe has to say of itself."""
+        recipes, words = self.stream.extractor.recipes, list(self.remarks)
+        if self.row.discard != "none":
+            counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
+            kind = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
+            words.append(f"{' + '.join(map(str, counts))} {kind}channel{'' if counts == [1] else 's'}")
+        if isinstance(self.probe, Probe):
+            known = self.blocks if recipes.knows_massive_channels else []
+            words += self.probe.remarks({block: recipes.discarded(block, MASSIVE) for block in known})
+        return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
-        return {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        facts = {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        if self.row.pick is not None and self.row.discard != "none":
+            recipes = self.stream.extractor.recipes
+            facts["discarded"] = {str(block): recipes.discarded(block, self.row.pick) for block in self.blocks}
+        return facts
 
-    @torch.no_grad()
+    def prepared(self, pair: Pair) -> tuple[PreparedMap, PreparedMap, Tensor]:
+        """As in `MapMatcher`; images that came lately are not prepared again."""
+        source, target = self._prepared(pair.source), self._prepared(pair.target)
+        return source, target, pair.source.keypoints[pair.source.visible].to(source.features.device)
+
+    def forget(self) -> None:
+        """As in `Matcher`."""
+        self._kept.clear()
+
+    def limit(self, nbytes: int) -> None:
+        """Bounds the memory of prepared maps, for comparisons of many rows."""
+        self._kept.budget = min(self._kept.budget, nbytes)
+
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """As in `MapMatcher`."""
         return self._map(pair.source), self._map(pair.target)
@@ -175,63 +243,16 @@ class FeatureMatcher(MapMatcher):
             modulation=row.modulation,
             discard=row.discard,
             position_debias=row.position_debias,
+            pick=row.pick,
+            per_timestep=takes_timesteps(self.probe),
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found
 
+    def _prepared(self, side: Side) -> PreparedMap:
+        return self._kept.get((side.image_id, side.size), lambda: self.prepare(self._map(side), side))
+
+    @torch.no_grad()
     def _map(self, side: Side) -> Tensor:
         found = self.features(self.stream.bank.tapped([side.image_id]))[0]
         return found if self.size_rule.whole_canvas else self.stream.crop(found, side)
-
-
-@dataclass(frozen=True)
-class FusedMatcher(MapMatcher):
-    """Matches the maps of several rows as one.
-
-    Attributes:
-        parts: The rows.
-        fusion: How they are put together.
-    """
-
-    parts: Sequence[MapMatcher]
-    fusion: Fusion
-
-    @property
-    def streams(self) -> Sequence[Stream]:
-        """Those of all parts."""
-        return [stream for part in self.parts for stream in part.streams]
-
-    @property
-    def size_rule(self) -> SizeRule:
-        """That of the first part."""
-        return self.parts[0].size_rule
-
-    @property
-    def parameters(self) -> int:
-        """Those of all parts."""
-        return sum(part.parameters for part in self.parts)
-
-    def note(self) -> tuple[str, ...]:
-        """Which parts are reduced, and to how many channels at most: pairs of few tokens have no more."""
-        reduced = zip(self.fusion.parts, self.fusion.channels, strict=True)
-        return tuple(f"{name} by joint PCA to {count} channels" for name, count in reduced if count is not None)
-
-    def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
-        """How the parts are put together; what each is made of stands in its own row."""
-        facts = {"name": self.row.name, "kind": self.row.kind, "source": "fusion"}
-        return {**facts, "model": None, "blocks": [], "fusion": asdict(self.fusion)}
-
-    def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """As in `MapMatcher`, each part reduced for this pair where the fusion says so."""
-        sources, targets = [], []
-        for part, channels in zip(self.parts, self.fusion.channels, strict=True):
-            source, target = part.maps(pair)
-            if channels is not None:
-                source, target = joint_pca(source, target, channels)
-            sources.append(source)
-            targets.append(target)
-        device, fusion = sources[0].device, self.fusion
-        return (
-            fuse([x.to(device) for x in sources], fusion.weights, fusion.grid),
-            fuse([x.to(device) for x in targets], fusion.weights, fusion.grid),
-        )

@@ -12,20 +12,15 @@ from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.matching import MatchingRule
 from ditf_probe.matching.rules import DEFAULT_RULE
-from ditf_probe.probes import ProbeFacts, load_probe, read_facts
+from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, check_num_timesteps, load_probe, read_facts
 from ditf_probe.tasks.controls import ColourPatches
-from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher, MapMatcher, Matcher, PositionMatcher
+from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
 from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.rows import Fusion, Row
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
-
-# What a probe keeps from its training. Sizes, prompts, noise draws and their seed are those of the evaluation.
-PROBE_SETTINGS = (
-    *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio", "modulation_condition"),
-    *("position_debias", "debias_components", "debias_images"),
-)
 
 
 @dataclass(frozen=True)
@@ -81,23 +76,45 @@ def _trained_on(facts: ProbeFacts, features: BackboneFeatures) -> BackboneFeatur
 
 
 def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
-    """Refuses a probe that was trained on another backbone.
+    """Refuses a probe that was trained on another backbone, or whose folder does not fit together.
 
     Raises:
-        InputError: Its width or the weights differ.
+        InputError: Blocks, width, tap, number of timesteps or the weights differ.
     """
     here, there = backbone.settings(), facts.backbone
-    width = facts.init_args.get("channels")
-    for block in facts.features["blocks"]:
-        found = backbone.channels_at(block) if block < backbone.num_blocks else 0
-        if width != found:
-            remedy = f"it takes {width} channels and {backbone.name} has {found}, use the backbone it was trained on"
-            raise InputError("probe_folders", name, remedy)
+    blocks, width = facts.features["blocks"], facts.init_args.get("channels")
+    own = facts.init_args.get("blocks", blocks)
+    if not set(own) <= set(blocks):
+        remedy = f"its head takes blocks {own} and its features are those of blocks {blocks}, train it again"
+        raise InputError("probe_folders", name, remedy)
+    for block in blocks:
+        if not 0 <= block < backbone.num_blocks:
+            remedy = f"it takes block {block} and {backbone.name} has 0 to {backbone.num_blocks - 1}"
+            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
+        if width != backbone.channels_at(block):
+            remedy = f"it takes {width} channels and {backbone.name} has {backbone.channels_at(block)}"
+            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
     differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
     if differing:
         remedy = (
             f"it was trained on another backbone ({there.get('name')}: {', '.join(differing)} differ), train it again"
         )
+        raise InputError("probe_folders", name, remedy)
+    _check_recipe(name, facts, backbone)
+
+
+def _check_recipe(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
+    """Refuses features of a probe that this backbone, or the probe itself, cannot have."""
+    features = facts.features
+    check_num_timesteps("probe_folders", name, facts.init_args.get("num_timesteps"), features.get("timestep", 0))
+    tap = features.get("tap", "mlp")
+    for block in features["blocks"]:
+        if tap not in backbone.taps(block):
+            known = ", ".join(backbone.taps(block))
+            remedy = f"it takes the tap {tap} of block {block}, which in {backbone.name} has {known}"
+            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
+    if features.get("modulation") == "adaln" and not backbone.has_adaln:
+        remedy = f"it takes AdaLN features, which {backbone.name} has not, use the backbone it was trained on"
         raise InputError("probe_folders", name, remedy)
 
 
@@ -129,7 +146,8 @@ def plan(
     block = _zero_shot_block("features.blocks", backbone, features)
     _check_adaln(backbone, rows)
     blocks = {name: _check_other(name, models, settings) for name, settings in others.items()}
-    streams = shared_streams(models, [features, *(probe.features for probe in probes), *others.values()])
+    own = [row.asked_of(features) for row in rows if row.condition is not None]
+    streams = shared_streams(models, [features, *own, *(probe.features for probe in probes), *others.values()])
 
     def given(row: Row) -> Matcher:
         if row.source == "position":
@@ -139,7 +157,7 @@ def plan(
         if row.source == "untrained":
             row = row if backbone.has_adaln else replace(row, modulation="none")
             return FeatureMatcher(row, rule, make_stream(backbone.untrained(), features, [block]), [block])
-        return FeatureMatcher(row, rule, streams[pass_of(features)], [block])
+        return FeatureMatcher(row, rule, streams[pass_of(row.asked_of(features))], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
         remark = _whose(models[settings], blocks[name], settings)
@@ -178,7 +196,9 @@ def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
     """
     needy = [matcher for matcher in matchers if isinstance(matcher, FeatureMatcher) and matcher.needs_calibration]
     for stream in streams_of(needy):
-        stream.calibrate(dataset)
+        stream.calibrate(dataset, {matcher.row.modulation for matcher in needy if matcher.stream is stream})
+    for matcher in matchers:
+        matcher.note()  # refuses channels that are not there, before anything is matched
 
 
 def streams_of(matchers: Sequence[Matcher]) -> list[Stream]:
@@ -229,6 +249,7 @@ def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
         discard="none",
         position_debias="none",
         massive_channels="auto",
+        massive_count=None,
         ensemble=1,
         prompt=None,
         captions=None,

@@ -12,11 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
+from ditf_probe.features.kept_calibration import keep
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
-from ditf_probe.probes import describe_probe, load_weights, save_probe
+from ditf_probe.probes import check_num_timesteps, describe_probe, load_weights, penalty_of, save_probe, takes_timesteps
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.correspondence import CorrespondenceTask, own_images
 from ditf_probe.tasks.matchers import FeatureMatcher
@@ -111,8 +112,9 @@ class ProbeTask(CorrespondenceTask):
         for name, factory in self.factories.items():
             blocks = self._blocks(name)
             probe = factory(self.backbone.common_channels(blocks), blocks)
+            check_num_timesteps("probes", name, getattr(probe, "num_timesteps", None), self.features.timestep)
             if name in self.init_from:
-                load_weights(probe, self.init_from[name])
+                load_weights(probe, self.init_from[name], asdict(replace(self.features, blocks=blocks)))
             self.probes[name] = probe
 
     def configure_optimizers(self) -> Any:
@@ -158,7 +160,8 @@ class ProbeTask(CorrespondenceTask):
         losses = []
         for name in self.probes:
             contrast = self._contrast(name)
-            losses.append(contrast(sources[name], targets[name], batch))
+            loss, penalty = contrast(sources[name], targets[name], batch), penalty_of(self.probes[name])
+            losses.append(loss if penalty is None else loss + penalty)
             self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
             self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
         total = torch.stack(losses).sum()
@@ -231,15 +234,18 @@ class ProbeTask(CorrespondenceTask):
         stream = self._fit[0]
         maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
         for members in stream.by_canvas(sides):
-            features = stream.maps([sides[i] for i in members], self._all_blocks())
+            of_images, blocks = [sides[i] for i in members], self._all_blocks()
+            forms = {takes_timesteps(probe) for probe in self.probes.values()}
+            features = {form: stream.maps(of_images, blocks, per_timestep=form) for form in forms}
             for name, probe in self.probes.items():
-                found = probe(features).unbind()
+                found = probe(features[takes_timesteps(probe)]).unbind()
                 maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}
         return {name: [found[i] for i in range(len(sides))] for name, found in maps.items()}
 
     def _write(self, name: str) -> None:
         if not self.trainer.is_global_zero:
             return
+        calibration, beside = keep(self._fit[0].extractor, self._blocks(name))
         facts = describe_probe(
             self.probes[name],
             features=asdict(replace(self.features, blocks=self._blocks(name))),
@@ -258,8 +264,9 @@ class ProbeTask(CorrespondenceTask):
                 "margin": self._contrast(name).margin,
                 "init_from": self.init_from.get(name),
             },
+            calibration=calibration,
         )
-        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts)
+        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts, beside)
 
 
 def _check_names(probes: Mapping[str, object], chosen: dict[str, Mapping[str, object]]) -> None:

@@ -36,6 +36,23 @@ class PairFacts:
 
 
 @dataclass(frozen=True)
+class RowCost:
+    """What the heads of a row add to every image of a data set.
+
+    Attributes:
+        flops: Floating-point operations, as `probes.cost.probe_cost` counts them.
+        grid: (h, w) of the first block of the first head, of the first source image of the data set.
+        latency_ms: Median time on that grid, in milliseconds; measured, so that no two runs agree.
+        device: Where it was measured.
+    """
+
+    flops: int
+    grid: tuple[int, int]
+    latency_ms: float
+    device: str
+
+
+@dataclass(frozen=True)
 class RowResult:
     """One row of a comparison on one data set.
 
@@ -45,6 +62,7 @@ class RowResult:
         predictions: Where it put each keypoint that the source shows.
         parameters: Number of trained parameters.
         notes: Remarks for the table.
+        cost: What its heads cost; None for a row without.
     """
 
     name: str
@@ -52,6 +70,7 @@ class RowResult:
     predictions: Predictions
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    cost: RowCost | None = None
 
 
 @dataclass(frozen=True)

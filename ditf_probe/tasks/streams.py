@@ -1,6 +1,6 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,20 +35,23 @@ class Stream:
         self.settings = settings
         self.bank = self._empty()
 
-    def calibrate(self, dataset: ImageSource | None) -> None:
+    def calibrate(self, dataset: ImageSource | None, modulations: Collection[Modulate] = ()) -> None:
         """Calibrates on the images of a data set, in a bank of its own.
+
+        Args:
+            dataset: Where they are.
+            modulations: As in `FeatureExtractor.calibrate`.
 
         Raises:
             InputError: There is no data set to calibrate on.
         """
         if dataset is None:
-            raise InputError(
-                "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
-            )
+            remedy = "give the data module calibration pairs, or leave out discard, debias and fitted modulations"
+            raise InputError("calibration", None, remedy)
         bank, loading = self._empty(), self._loading(dataset)
         if isinstance(bank, StoredBank):
             fill_together(bank, dataset, None, **loading)
-        bank.calibrate(dataset, **loading)
+        bank.calibrate(dataset, modulations=modulations, **loading)
 
     def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
         """Computes the images of a data set, or some of them, that are not in the bank yet.
@@ -72,11 +75,13 @@ class Stream:
         modulation: Modulate | None = None,
         discard: Discard | None = None,
         position_debias: PositionDebias | None = None,
+        per_timestep: bool = False,
     ) -> dict[int, Tensor]:
-        """Feature maps of images with one grid, block index to `(B, C, h, w)`, of the whole prepared image."""
+        """Feature maps of images with one grid, of the whole prepared image; see `FeatureExtractor.features`."""
         tapped = self.bank.tapped([side.image_id for side in sides])
         chosen = {block: tapped[block] for block in blocks}
-        return self.extractor.features(chosen, modulation=modulation, discard=discard, position_debias=position_debias)
+        recipe: dict[str, Any] = {"modulation": modulation, "discard": discard, "position_debias": position_debias}
+        return self.extractor.features(chosen, **recipe, per_timestep=per_timestep)
 
     def tapped(self, images: Tensor, ids: Sequence[str], conditions: list[str] | None = None) -> dict[int, TappedBlock]:
         """The tapped blocks of images that are at hand, as a batch; with a store, from there or written to it.

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ditf_probe.data import WarpedPhotos
+from ditf_probe.data.pairs import PairDataset
 from ditf_probe.data.photos import BUILTIN_PHOTOS
 from ditf_probe.errors import InputError
 
@@ -149,3 +150,11 @@ def test_unusable_photos_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (64, 8), "red").save(tmp_path / "flat.png")
     with pytest.raises(InputError, match=r"flat\.png.*too small"):
         WarpedPhotos(tmp_path, num_pairs=1, image_size=65)[0]
+
+
+def test_sizes_need_no_drawing_and_equal_those_of_the_pairs() -> None:
+    pairs = WarpedPhotos(num_pairs=3, image_size=40)
+    sizes, ids = pairs.image_sizes(), pairs.image_ids()
+    assert not pairs._drawn
+    assert list(sizes.items()) == list(PairDataset.image_sizes(pairs).items())
+    assert ids == PairDataset.image_ids(pairs)

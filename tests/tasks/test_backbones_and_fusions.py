@@ -20,7 +20,8 @@ from ditf_probe.features.fusion import fuse, joint_pca
 from ditf_probe.probes import LinearProbe, describe_probe, save_probe
 from ditf_probe.tasks import CorrespondenceTask, models
 from ditf_probe.tasks.backbone_files import read_backbones, read_features
-from ditf_probe.tasks.matchers import FeatureMatcher, FusedMatcher
+from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.matchers import FeatureMatcher
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import calibrate, plan, streams_of
 from ditf_probe.tasks.rows import Fusion, chosen_rows

@@ -19,7 +19,7 @@ from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
-from ditf_probe.matching import match_by_rule
+from ditf_probe.matching import match_prepared
 from ditf_probe.probes import LinearProbe
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
@@ -225,11 +225,11 @@ def test_training_follows_the_matching_rule_and_refuses_a_letterbox(
 ) -> None:
     rules = []
 
-    def spy(*inputs: Any) -> Any:
-        rules.append(inputs[-1])
-        return match_by_rule(*inputs)
+    def spy(pairs: Any) -> Any:
+        rules.extend(source.rule for source, _, _ in pairs)
+        return match_prepared(pairs)
 
-    monkeypatch.setattr("ditf_probe.tasks.matchers.match_by_rule", spy)
+    monkeypatch.setattr("ditf_probe.tasks.matchers.match_prepared", spy)
     protocol = Protocol("sd4match", image_size=32)
     task = ProbeTask(features, {"linear": linear}, run_dir=str(tmp_path), protocol=protocol)
     trainer(max_epochs=1, num_sanity_val_steps=0).fit(task, pairs)

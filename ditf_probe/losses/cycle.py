@@ -1,0 +1,44 @@
+"""There and back again: a keypoint matched to the other image should be matched back to itself."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditf_probe.losses.searching import End, SearchTerm, check_sigma, gaussian_targets
+
+
+class CycleConsistency(SearchTerm):
+    """Cross-entropy between where a soft cycle returns to and a Gaussian around where it began.
+
+    The soft nearest neighbour of a keypoint in the other image, the mean of that image's descriptors under the softmax
+    of their cosines, is searched in the first image. Of the partner only its visibility is used, so the term teaches
+    nothing by itself about which match is right: any one-to-one relabelling of the target is consistent. It belongs
+    beside a term that knows the partner.
+
+    The soft nearest neighbour and the classification of the way back: Temporal Cycle-Consistency Learning (Dwibedi et
+    al., CVPR 2019, section 3), there over the frames of two videos.
+
+    Args:
+        sigma: Standard deviation of the Gaussian, in cells of the map where the cycle begins; at least 0.01.
+        temperature: Cosines are divided by this on both ways; where it starts if it is learnt.
+        learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
+        symmetric: Whether cycles begin in the target too.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 1.0,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        symmetric: bool = True,
+    ) -> None:
+        super().__init__(temperature, learn_temperature, symmetric)
+        check_sigma(sigma)
+        self.sigma = sigma
+        self.needs = type(self).needs  # the way back searches the source in either case
+
+    def each(self, near: End, far: End, seen: Tensor) -> Tensor:
+        """As in `SearchTerm.each`."""
+        del seen
+        neighbours = F.normalize(self.logits(near, far).softmax(dim=2) @ far.cells.mT, dim=2)
+        back = neighbours @ near.cells / self.temperature
+        return -(gaussian_targets(near, self.sigma) * back.log_softmax(dim=2)).sum(dim=2)

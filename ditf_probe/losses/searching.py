@@ -1,0 +1,141 @@
+"""Terms that look at where each keypoint is found on the whole map of the other image."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.geometry import Size, cell_centres, grid_coordinates
+from ditf_probe.losses.sampling import sample_stacked
+from ditf_probe.losses.terms import Extras, Term, check_positive
+
+
+@dataclass(frozen=True)
+class End:
+    """One side of several pairs whose maps have one grid, with the keypoints visible in both images.
+
+    Attributes:
+        grid: (height, width) of the maps, in cells.
+        cells: `(B, D, h * w)` descriptors of length one, row-major.
+        places: `(B, K, 2)` keypoints (x, y), in cells; padded to one number.
+        descriptors: `(B, K, D)` descriptors of length one at the keypoints.
+        sizes: `(B, 2)` height and width of the original images, in pixels.
+    """
+
+    grid: Size
+    cells: Tensor
+    places: Tensor
+    descriptors: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor], annotations: Sequence[tuple[Side, Tensor]]) -> "End":
+        """Samples maps of one grid at the keypoints that a mask `(K,)` leaves of each image."""
+        stacked = torch.stack(list(maps))
+        grid = (stacked.shape[2], stacked.shape[3])
+        places = [grid_coordinates(side.keypoints[mask], side.size, grid) for side, mask in annotations]
+        padded = pad_sequence(places, batch_first=True).to(stacked.device, stacked.dtype)
+        sizes = stacked.new_tensor([side.size for side, _ in annotations])
+        cells = F.normalize(stacked.flatten(2), dim=1)
+        return cls(grid, cells, padded, sample_stacked(stacked, padded), sizes)
+
+    def centres(self) -> Tensor:
+        """`(h * w, 2)` places of the cells."""
+        return cell_centres(self.grid, self.grid).to(self.places)
+
+    def distances(self) -> Tensor:
+        """`(B, K, h * w)` between keypoints and cells, in cells."""
+        centres = self.centres().expand(len(self.places), -1, -1)
+        # By way of a matrix product, as by default, short distances on large maps would be thousandths of a cell wrong.
+        return torch.cdist(self.places, centres, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class SearchTerm(Term):
+    """A term with one loss per keypoint and direction, from the map that the keypoint is searched on.
+
+    A subclass fills `each`. Pairs whose maps have the same two grids are computed at once. All keypoints of a batch
+    weigh the same.
+
+    Args:
+        temperature: As in `Term`.
+        learn_temperature: As in `Term`.
+        symmetric: Whether keypoints of the target are searched in the source too; else only those of the source in the
+            target, as matching does, and maps of sources are not needed whole.
+    """
+
+    def __init__(self, temperature: float, learn_temperature: bool, symmetric: bool) -> None:
+        super().__init__(temperature, learn_temperature)
+        self.symmetric = symmetric
+        if not symmetric:
+            self.needs = self.needs - {"source_maps"}
+
+    def compute(self, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], extras: Extras) -> Tensor:
+        """The mean over keypoints and directions; see `Term.forward`."""
+        del extras
+        losses = []
+        for source, target, seen in together(sources, targets, pairs):
+            losses.append(self.each(source, target, seen)[seen])
+            if self.symmetric:
+                losses.append(self.each(target, source, seen)[seen])
+        return torch.cat(losses).mean()
+
+    @abstractmethod
+    def each(self, near: End, far: End, seen: Tensor) -> Tensor:
+        """The loss of each keypoint of `near`, whose partner in `far` has the same row.
+
+        Args:
+            near: The side whose keypoints are given.
+            far: The side that is searched.
+            seen: `(B, K)` bool, False where rows are padding. What is returned for those is not looked at.
+
+        Returns:
+            `(B, K)`.
+        """
+
+    def logits(self, near: End, far: End) -> Tensor:
+        """`(B, K, h * w)` cosines of keypoints with all cells of the searched map, divided by the temperature."""
+        return near.descriptors @ far.cells / self.temperature
+
+
+def together(
+    sources: Sequence[Tensor], targets: Sequence[Tensor], pairs: Sequence[Pair]
+) -> Iterator[tuple[End, End, Tensor]]:
+    """Both sides of the pairs that have the same two grids, and `(B, K)` bool, which rows are keypoints."""
+    for members in by_grids(sources, targets).values():
+        chosen = [pairs[i] for i in members]
+        source = End.of([sources[i] for i in members], [(pair.source, pair.visible) for pair in chosen])
+        target = End.of([targets[i] for i in members], [(pair.target, pair.visible) for pair in chosen])
+        counts = torch.tensor([int(pair.visible.sum()) for pair in chosen])
+        seen = torch.arange(int(counts.max())) < counts[:, None]
+        yield source, target, seen.to(source.cells.device)
+
+
+def by_grids(*sides: Sequence[Tensor]) -> dict[tuple[torch.Size, ...], list[int]]:
+    """Which pairs have maps of the same shapes on every side."""
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, maps in enumerate(zip(*sides, strict=True)):
+        groups.setdefault(tuple(features.shape for features in maps), []).append(number)
+    return groups
+
+
+def gaussian_targets(end: End, sigma: float) -> Tensor:
+    """Gaussians around the keypoints of a side, one distribution over the cells of its map each.
+
+    Args:
+        end: The side.
+        sigma: Standard deviation in cells, at least 0.01; a small one leaves the cell that the keypoint lies in.
+
+    Returns:
+        `(B, K, h * w)`, non-negative with sum 1 over the cells.
+    """
+    return (-0.5 * (end.distances() / sigma).square()).softmax(dim=2)
+
+
+def check_sigma(sigma: float) -> None:
+    """Raises InputError unless a Gaussian of this width, in cells, has a maximum in floating point."""
+    check_positive("sigma", sigma, 0.01)

@@ -1,0 +1,114 @@
+"""One learned scale per channel: channel discard, learned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ditf_probe.errors import InputError
+from ditf_probe.probes.base import Probe
+from ditf_probe.probes.layers import joined, select_layers
+
+
+@dataclass(frozen=True)
+class ClosedChannels:
+    """What a gate did with the channels of one block.
+
+    Attributes:
+        closed: Channels that it closed, in ascending order.
+        massive: The massive channels of the block, in ascending order.
+    """
+
+    closed: list[int]
+    massive: list[int]
+
+    @property
+    def both(self) -> list[int]:
+        """Massive channels that it closed."""
+        return sorted(set(self.closed) & set(self.massive))
+
+
+class ChannelGate(Probe):
+    """Scales every channel of a block by one learned number, which starts at 1.
+
+    Channel discard sets the scale of the massive channels to 0 and leaves the others; here the pairs decide. Maps of
+    several blocks are joined as in `probes.layers.joined`.
+
+    Cosines do not see the overall scale of a block. So `penalty` is the L1 norm of the scales relative to their L2 norm
+    (Hoyer, JMLR 2004, section 3.1) and not the L1 norm itself, which would shrink all of them alike; and a channel
+    counts as closed relative to the root mean square of the scales of its block.
+
+    Args:
+        channels: Width C of the features.
+        blocks: Blocks whose channels are scaled.
+        l1: Weight of the penalty; 0 for none.
+        threshold: A channel is closed where its scale is smaller than this part of the root mean square.
+
+    Raises:
+        InputError: A negative weight, or a threshold outside 0 to 1.
+    """
+
+    pointwise = True
+
+    def __init__(self, channels: int, blocks: Sequence[int], l1: float = 0.0, threshold: float = 0.1) -> None:
+        super().__init__(channels, blocks)
+        if not 0 <= l1 < float("inf"):
+            raise InputError("l1", l1, "give a number, 0 or more")
+        if not 0 < threshold < 1:
+            raise InputError("threshold", threshold, "give a part of the root mean square, above 0 and below 1")
+        self.l1, self.threshold = l1, threshold
+        self.starts_at_zero_shot = len(self.blocks) == 1
+        self.scales = nn.ParameterDict({str(block): torch.ones(channels) for block in self.blocks})
+
+    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
+        """Descriptors from features.
+
+        Args:
+            features: Block index to `(B, C, h, w)`; further blocks are ignored.
+
+        Returns:
+            `(B, C, h, w)` of one block, not normalised; `(B, n C, h, w)` of n.
+
+        Raises:
+            InputError: A block is missing or has another width.
+        """
+        layers = select_layers(features, self.blocks, self.channels)
+        scales = (self.scales[str(block)][:, None, None] for block in self.blocks)
+        return joined([layer * scale for layer, scale in zip(layers, scales, strict=True)])
+
+    def penalty(self) -> Tensor | None:
+        """`l1` times the mean magnitude of the scales over their root mean square, from 1 / sqrt(C) to 1.
+
+        The mean over blocks; None where `l1` is 0.
+        """
+        if not self.l1:
+            return None
+        ratios = [scale.abs().mean() / _root_mean_square(scale) for scale in self.scales.values()]
+        return self.l1 * torch.stack(ratios).mean()
+
+    def closed(self, massive: Mapping[int, Sequence[int]] | None = None) -> dict[int, ClosedChannels]:
+        """Which channels of each block are closed.
+
+        Args:
+            massive: Block to its massive channels, for example `FeatureExtractor.discarded`; None for none.
+        """
+        found = {}
+        for block in self.blocks:
+            scale = self.scales[str(block)].detach()
+            closed = (scale.abs() < self.threshold * _root_mean_square(scale)).nonzero()[:, 0].tolist()
+            found[block] = ClosedChannels(closed, sorted(set((massive or {}).get(block, ()))))
+        return found
+
+    def remarks(self, massive: Mapping[int, Sequence[int]] | None = None) -> tuple[str, ...]:
+        """How many channels are closed, and how many of the massive ones where these are known."""
+        words = []
+        for block, found in self.closed(massive).items():
+            closed = f"block {block}: {len(found.closed)} of {self.channels} channels closed"
+            of_massive = f", {len(found.both)} of {len(found.massive)} massive" if block in (massive or {}) else ""
+            words.append(closed + of_massive)
+        return tuple(words)
+
+
+def _root_mean_square(scale: Tensor) -> Tensor:
+    return scale.square().mean().sqrt()
