@@ -12,6 +12,7 @@ from ditf_probe.data.pairs import ImageSource, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.loading import default_workers
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
 from ditf_probe.features.store import FeatureStore, definition_of
 from ditf_probe.features.stored import StoredBank
@@ -111,11 +112,17 @@ class Stream:
         """Every setting that changes a number, as plain JSON values: those of the extractor, and the conditions."""
         return self.extractor.settings() | {"conditions": condition_settings(self.settings)}
 
+    @property
+    def num_workers(self) -> int:
+        """Processes that decode ahead."""
+        given = self.settings.num_workers
+        return default_workers(self.extractor.backbone.device) if given is None else given
+
     def _loading(self, dataset: ImageSource) -> dict[str, Any]:
         """How a bank loads and conditions the images of a data set."""
         settings = self.settings
         return {
-            "num_workers": settings.num_workers,
+            "num_workers": self.num_workers,
             "batch_size": settings.batch_size,
             "conditions": conditions_for(dataset, settings),
         }
