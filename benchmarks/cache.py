@@ -15,6 +15,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def write(folder: Path, options: argparse.Namespace) -> dict[str, int]:
         names = [key(category, image) for image in range(options.images)]
         for start in range(0, options.images, options.batch_size):
             part = slice(start, start + options.batch_size)
-            store.write(names[part], [(1, 1)] * len(names[part]), {BLOCK: block.map(lambda x, part=part: x[part])})
+            store.write(names[part], [(1, 1)] * len(names[part]), {BLOCK: block.map(itemgetter(part))})
         maps = make_features(block, "adaln", "none", []).to(DTYPES[options.dtype])
         cached = {name: found.clone() for name, found in zip(names, maps, strict=True)}
         torch.save(cached, folder / "cache" / f"category{category}.pth")
@@ -71,11 +73,15 @@ def pairs_of(category: int, options: argparse.Namespace) -> list[tuple[int, int]
     return [(source, target) for source, target in chosen]
 
 
+def of_cache(cached: dict[str, Tensor], category: int, image: int) -> Tensor:
+    return cached[key(category, image)]
+
+
 def from_cache(folder: Path, options: argparse.Namespace) -> Iterator[Read]:
     """One reader per category: its file whole in memory."""
     for category in range(options.categories):
         cached = torch.load(folder / "cache" / f"category{category}.pth")
-        yield lambda category, image, cached=cached: cached[key(category, image)]
+        yield partial(of_cache, cached)
 
 
 def from_store(folder: Path, options: argparse.Namespace, modulated: bool) -> Iterator[Read]:

@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from benchmarks.measuring import (
     in_turns,
     measure_apart,
     memory,
+    memory_ratio,
     ratio,
     report,
+    shown,
     table,
     three,
     timed,
@@ -43,14 +46,14 @@ TIMESTEP = 141
 Work = Callable[[], Any]
 
 
-def loop_works(folder: Path, options: argparse.Namespace) -> dict[str, Work]:
-    """The same images both ways; each returns id to feature `(C, h, w)`."""
+def loop_works(folder: Path, options: argparse.Namespace, block: int | None = None) -> dict[str, Work]:
+    """The same images both ways; each returns id to feature `(C, h, w)` of a block, by default of half the depth."""
     from benchmarks.extraction_peers import ReferenceLoop
     from benchmarks.models import images_of
     from ditf_probe import FeatureExtractor, load_backbone
 
-    backbone = load_backbone(folder, device="cpu", dtype="float32")
-    block = half(options)
+    backbone: Any = load_backbone(folder, device="cpu", dtype="float32")
+    block = half(options) if block is None else block
     extractor = FeatureExtractor(backbone, blocks=[block], timestep=TIMESTEP, ensemble=options.ensemble)
     groups = [images_of(side, options.images) for side in options.sides]
 
@@ -131,8 +134,9 @@ def load_at(folder: Path, options: argparse.Namespace, part: str) -> Any:
     """The transformer of pixels, whole or up to the middle."""
     from ditf_probe import load_backbone
 
-    last = {"last_block": half(options), "last_tap": "mlp"} if part == "truncated" else {}
-    return load_backbone(folder, device="cpu", dtype="float32", **last)
+    if part == "whole":
+        return load_backbone(folder, device="cpu", dtype="float32")
+    return load_backbone(folder, device="cpu", dtype="float32", last_block=half(options), last_tap="mlp")
 
 
 def measure_depth(folder: Path, options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
@@ -147,18 +151,18 @@ def measure_depth(folder: Path, options: argparse.Namespace, arguments: list[str
         for name, backbone in (("early_exit", whole), ("truncated", truncated))
     }
     times, labels = torch.tensor([TIMESTEP]), torch.tensor([whole.transformer.config.num_embeds_ada_norm])
-    works: dict[str, Work] = {name: lambda x=x: x(images, ids)[half(options)] for name, x in extractors.items()}
+    works: dict[str, Work] = {name: partial(x, images, ids) for name, x in extractors.items()}
     works = {"whole": lambda: whole.transformer(images * 2 - 1, timestep=times, class_labels=labels), **works}
     with torch.no_grad():
         taken = in_turns(works, options.repeats)
-        same = torch.equal(works["early_exit"](), works["truncated"]())
+        same = torch.equal(*(works[name]()[half(options)] for name in extractors))
     results: dict[str, Any] = {name: timed(runs) for name, runs in taken.items()}
     for name, backbone in (("whole", whole), ("truncated", truncated)):
         command = ["extraction", *arguments, "--in-this-process", f"depth-{name}", str(folder)]
         results[name] |= {"weight_mb": weight_bytes(backbone) / 1e6} | measure_apart("depth", name, command)
     results |= {f"{name}_ratio": ratio(taken["whole"], taken[name]) for name in extractors}
     for field in ("weight_mb", "resident_mb"):
-        results[f"{field}_ratio"] = results["whole"][field] / results["truncated"][field]
+        results[f"{field}_ratio"] = memory_ratio(results["whole"][field], results["truncated"][field])
     return results | {"block": half(options), "same_features": same}
 
 
@@ -171,8 +175,9 @@ def measure_memory(part: str, folder: Path, options: argparse.Namespace) -> dict
         peak = PeakMemory()
         work()
         return {"peak_mb": peak()}
-    import ditf_probe.backbones.loading  # noqa: F401  # not to be counted
+    from ditf_probe import load_backbone
 
+    load_backbone("ditf-tiny", device="cpu")  # libraries are not to be counted
     before = memory("VmRSS")
     backbone = load_at(folder, options, name)
     found = memory("VmRSS") - before
@@ -188,8 +193,8 @@ def loop_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
     )
     rows = [[name, *three(found[name]), f"{found[name]['peak_mb']:.0f}"] for name in ("reference", "ours")]
     ratios = ["reference over ours", *three(found["ratio"], ".2f")]
-    memory_ratio = found["reference"]["peak_mb"] / max(found["ours"]["peak_mb"], 1e-9)
-    return table(title, ("", "min s", "median s", "max s", "peak MB"), [*rows, [*ratios, f"{memory_ratio:.2f}"]])
+    ratios.append(shown(memory_ratio(found["reference"]["peak_mb"], found["ours"]["peak_mb"])))
+    return table(title, ("", "min s", "median s", "max s", "peak MB"), [*rows, ratios])
 
 
 def ensemble_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
@@ -206,7 +211,7 @@ def depth_table(found: dict[str, Any], options: argparse.Namespace) -> Table:
     for name in ("whole", "early_exit", "truncated"):
         sizes = [f"{found[name][key]:.1f}" if key in found[name] else "" for key in ("weight_mb", "resident_mb")]
         rows.append([name.replace("_", " "), *three(found[name], ".4f"), *sizes])
-    sizes = [f"{found[f'{key}_ratio']:.2f}" for key in ("weight_mb", "resident_mb")]
+    sizes = [shown(found[f"{key}_ratio"]) for key in ("weight_mb", "resident_mb")]
     rows.append(["whole over early exit", *three(found["early_exit_ratio"], ".2f"), "", ""])
     rows.append(["whole over truncated", *three(found["truncated_ratio"], ".2f"), *sizes])
     return table(title, ("", "min s", "median s", "max s", "weights MB", "resident MB"), rows)

@@ -41,8 +41,9 @@ class ReferenceLoop:
         """From `(3, H, W)` in [0, 1] to `(C, h, w)`; the noise is that of this project, so that features compare."""
         copies = image[None].repeat(self.ensemble, 1, 1, 1) * 2 - 1
         latents = self.vae.encode(copies).latent_dist.mode() * self.vae.config.scaling_factor
-        seeds = {"seed": 0, "image_id": image_id, "timestep": self.timestep}
-        eps = torch.stack([noise(latents.shape[1:], draw=draw, **seeds) for draw in range(self.ensemble)])
+        shape, at = latents.shape[1:], self.timestep
+        draws = range(self.ensemble)
+        eps = torch.stack([noise(shape, seed=0, image_id=image_id, draw=draw, timestep=at) for draw in draws])
         times = torch.full((self.ensemble,), self.timestep)
         noisy = self.scheduler.add_noise(latents, eps, times)
         null = torch.full((self.ensemble,), self.transformer.config.num_embeds_ada_norm)
@@ -51,7 +52,8 @@ class ReferenceLoop:
         _, _, shift, scale, _ = (x.mean(0) for x in self.kept["modulation"])
         feature = F.layer_norm(stream, stream.shape[-1:], eps=1e-5) * (1 + scale) + shift
         side = int(len(feature) ** 0.5)
-        return feature.T.reshape(-1, side, side)
+        found: Tensor = feature.T.reshape(-1, side, side)
+        return found
 
     def _keep(self, name: str, value: Any) -> None:
         self.kept[name] = value

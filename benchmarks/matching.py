@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.arguments import checked, measuring_parser, positive
 from benchmarks.matching_agreement import agreement_table, measure_agreement
 from benchmarks.matching_methods import PAIR_METHODS, PAIR_OURS, Case, one_case, random_cases, settled
-from benchmarks.measuring import PeakMemory, console, measure_apart, report, spread, table, three
+from benchmarks.measuring import PeakMemory, console, measure_apart, memory_ratio, report, shown, spread, table, three
 
 FULL = {"channels": 3072, "grid": [30, 40], "image": [375, 500], "keypoints": 15}
 SAME = 0.01  # pixels; grids give fractions
@@ -88,7 +88,7 @@ def summarise(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         ours = results.get(PAIR_OURS[name])
         if ours is not None:
             result["times_ours"] = result["median"] / ours["median"]
-            result["memory_ours"] = result["peak_mb"] / ours["peak_mb"] if ours["peak_mb"] else None
+            result["memory_ours"] = memory_ratio(result["peak_mb"], ours["peak_mb"])
     return results
 
 
@@ -102,7 +102,7 @@ def results_table(results: dict[str, dict[str, Any]], options: argparse.Namespac
     names = ("method", "runs", "min s", "median s", "max s", "CPU s", "x ours", "peak MB", "x ours")
     lines = []
     for name, result in results.items():
-        ratios = [f"{result[key]:.1f}" if result.get(key) else "" for key in ("times_ours", "memory_ours")]
+        ratios = [shown(result.get(key), ".1f") for key in ("times_ours", "memory_ours")]
         times = [*three(result), f"{result['cpu']:.3f}"]
         agreement = [f"{result['same_pixels']} of {len(result['predictions'])}", f"{result['cosine_difference']:.1e}"]
         pair = [] if options.pairs is None else [f"{1000 * result['median'] / result['pairs']:.2f}"]

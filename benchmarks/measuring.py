@@ -25,6 +25,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
 
 ROOT = Path(__file__).parents[1]
+SMALL_PARENT = Path(__file__).with_name("small_parent.py")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -39,6 +40,16 @@ def timed(taken: Sequence[float]) -> dict[str, Any]:
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     """Spread of the ratios of paired runs."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def memory_ratio(over: float, under: float) -> float | None:
+    """None where nothing was measured."""
+    return over / under if under > 0 else None
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A figure as a cell; blank where there is none."""
+    return "" if value is None else f"{value:{form}}"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -108,32 +119,29 @@ def run_apart(argument: str, value: str, words: Sequence[str], threads: int | No
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=errors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # its ranks and workers as well
-            raise
-        taken = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        errors.seek(0)
-        if process.returncode:
-            last = " ".join(errors.read().split("\n")[-2:]).strip()
-            raise InputError(
-                argument, value, f"ended with code {process.returncode}; free memory, or change it ({last})"
+    with tempfile.TemporaryDirectory() as folder:
+        found, output, errors = (Path(folder) / name for name in ("found.json", "output", "errors"))
+        parent = [sys.executable, "-I", str(SMALL_PARENT), str(found)]
+        with output.open("w") as out, errors.open("w") as err:
+            process = subprocess.Popen(
+                [*parent, sys.executable, *words],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        return Finished(output.read(), taken, usage.ru_maxrss * 1024 / 1e6)
+            try:
+                code = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # its ranks and workers as well
+                raise
+        code, taken, peak = json.loads(found.read_text()) if found.exists() else (code, 0.0, 0)
+        if code:
+            last = " ".join(errors.read_text(errors="replace").splitlines()[-1:])
+            raise InputError(argument, value, f"ended with code {code}; free memory, or change it ({last})")
+        return Finished(output.read_text(), taken, peak * 1024 / 1e6)
 
 
 def measure_apart(argument: str, value: str, arguments: Sequence[str]) -> dict[str, Any]:

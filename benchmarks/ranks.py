@@ -1,7 +1,7 @@
 """Extraction by one process of one core beside two, and whether metrics of the same store are the same bits.
 
 Images are computed into a fresh store by `eval.py predict`, by one rank and by two ranks on gloo, in turns; every rank
-has one thread. `loop` begins when the models are loaded and the work is planned, and ends with the last rank; `whole` is
+has one thread. `loop` begins when models are loaded and the work is planned, and ends with the last rank; `whole` is
 the process from start to end, imports and the launch of ranks included. The ratio is one rank over two.
 
 Then `eval.py test` reads one full store, by one rank and by two. Compared are all values of comparison.json under

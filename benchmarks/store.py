@@ -79,7 +79,7 @@ def measure_throughput(folder: Path, options: argparse.Namespace) -> dict[str, A
                 for key in names:
                     touch(parts(opened.read(key, [BLOCK])[BLOCK]).values())
 
-        works = {
+        works: dict[str, Any] = {
             **{"write_plain": write_plain, "write_store": write_store},
             **{"read_plain": read_plain, "read_store": read_store},
         }

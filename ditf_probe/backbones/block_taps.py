@@ -45,6 +45,11 @@ class StreamTap:
     source: nn.Module
     parts: tuple[nn.Module, ...] | None = None
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether `assemble` reads weights, when the pass is over."""
+        return self.parts is not None or bool([*self.block.get_submodule(self.layer.norm).parameters(False)])
+
     def points(self) -> list[HookPoint]:
         """What to read: the stream and the modulation, or the embeddings that the modulation comes from."""
         stream = HookPoint((self.index, "stream"), self.block.get_submodule(self.layer.entry), "input", self.layer.read)

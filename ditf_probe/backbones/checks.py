@@ -124,10 +124,16 @@ def find_family(transformer: nn.Module) -> Family:
         InputError: A class without an entry, or a compiled model.
     """
     check_uncompiled("transformer", transformer)
-    name = type(transformer).__name__
+    name = diffusers_class(transformer).__name__
     if name not in FAMILIES:
         raise no_entry("transformer", name, name)
     return FAMILIES[name]
+
+
+def diffusers_class(transformer: nn.Module) -> Any:
+    """The class of a model; one that FSDP divides over ranks is of a subclass of its own."""
+    kind = type(transformer)
+    return kind.__bases__[-1] if hasattr(kind, "unshard") else kind
 
 
 def no_entry(argument: str, found: str, name: str) -> InputError:

@@ -16,8 +16,7 @@ from ditf_probe.backbones.latents import LatentSpace
 from ditf_probe.backbones.loading import PACKAGED
 from ditf_probe.backbones.model_configs import find_entry, home_of, model_class, read_json
 from ditf_probe.backbones.single_file import is_tiny
-from ditf_probe.backbones.skeletons import build_skeleton, kept_in_float32, parameters_on_meta, weight_dtype
-from ditf_probe.backbones.spec import read_spec
+from ditf_probe.backbones.skeletons import build_skeleton, kept_in_float32, weight_dtype
 from ditf_probe.backbones.taps import containers
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.backbones.truncation import truncate
@@ -110,9 +109,7 @@ def describe_backbone(
         if path.suffix != ".safetensors" or not is_tiny(path):
             remedy = "the file does not describe its model, give the folder of the transformer's config.json"
             raise InputError("backbone", name, remedy)
-        with parameters_on_meta(), torch.random.fork_rng(devices=[]):
-            denoiser = TinyDenoiser(read_spec(path))
-        return describe(name, denoiser.transformer, LatentSpace(), **asked)
+        return describe(name, TinyDenoiser.outline(path).transformer, LatentSpace(), **asked)
     if name.startswith("timm/"):
         raise InputError("backbone", name, "models of timm are not described, give a diffusers transformer")
     if not path.is_dir():

@@ -1,6 +1,7 @@
 """A diffusers transformer as a backbone: encode, noise, run as far as needed, average over draws."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
-from ditf_probe.backbones.block_taps import BlockTap, group_taps, modulation_conditions, tap_block
+from ditf_probe.backbones.block_taps import BlockTap, StreamTap, group_taps, modulation_conditions, tap_block
 from ditf_probe.backbones.checks import (
     check_blocks,
     check_condition,
@@ -16,6 +17,7 @@ from ditf_probe.backbones.checks import (
     check_ids,
     check_images,
     check_timesteps,
+    diffusers_class,
     find_family,
 )
 from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
@@ -23,8 +25,9 @@ from ditf_probe.backbones.families import ModelInputs, Noising
 from ditf_probe.backbones.fingerprint import initialised_sha256, known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.skeletons import is_outline, parameters_on_meta
 from ditf_probe.backbones.strings import reads_text
-from ditf_probe.backbones.taps import containers, find_block, recording
+from ditf_probe.backbones.taps import containers, find_block, gathered, recording
 from ditf_probe.backbones.truncation import check_loaded, leave_out_alike
 from ditf_probe.conditions import PromptEmbeddings, class_labels, prompt_embeddings
 from ditf_probe.errors import InputError, check_choice
@@ -89,7 +92,7 @@ class DiffusionBackbone(Backbone):
         config: Any = transformer.config
         self.guidance = guidance if config.get("guidance_embeds") else None
         self.max_batch = max_batch
-        self.name = name or type(transformer).__name__
+        self.name = name or diffusers_class(transformer).__name__
         self.patch = self.family.patch(config, self.latents.channels)
         self.stride = self.patch * self.latents.stride
         self.channels = self.family.width(config)
@@ -185,7 +188,9 @@ class DiffusionBackbone(Backbone):
         points = [point for tapped in taps for point in tapped.points()]
         with recording(points) as record:
             self.transformer(**self.family.call(inputs), return_dict=False)
-        return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
+        needed = [tapped.block for tapped in taps if isinstance(tapped, StreamTap) and tapped.reads_weights]
+        with gathered(self.transformer, needed):
+            return {tapped.index: tapped.assemble(record, grid, inputs.text_lengths) for tapped in taps}
 
     def untrained(self, seed: int = 0) -> "DiffusionBackbone":
         """The same configuration with diffusers' default initialisation; the autoencoder is shared and stays trained.
@@ -194,9 +199,10 @@ class DiffusionBackbone(Backbone):
             seed: Seed of the initialisation; the global generator is left as it was.
         """
         embedding = self.class_embedding
-        with torch.random.fork_rng(devices=[]):
+        weightless = parameters_on_meta() if is_outline(self.transformer) else nullcontext()
+        with weightless, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            transformer = type(self.transformer).from_config(self.transformer.config)
+            transformer = diffusers_class(self.transformer).from_config(self.transformer.config)
             for path, weight in transformer.named_parameters():
                 if path.rpartition(".")[2] in self.family.uninitialised:
                     bound = weight.shape[-2] ** -0.5
@@ -224,7 +230,7 @@ class DiffusionBackbone(Backbone):
         """Everything that changes a number, as plain JSON values."""
         return {
             "name": self.name,
-            "class": type(self.transformer).__name__,
+            "class": diffusers_class(self.transformer).__name__,
             "config": plain(self.transformer.config),
             "weights_sha256": self.weights_sha256,
             "dtype": str(self.transformer.dtype).removeprefix("torch."),

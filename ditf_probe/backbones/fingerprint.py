@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditf_probe.backbones.known_hashes import file_sha256
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+__all__ = ["file_sha256", "files_sha256", "initialised_sha256", "known_sha256", "module_sha256", "plain"]
 
 
 def files_sha256(paths: Iterable[Path], root: Path) -> str:

@@ -20,10 +20,10 @@ from ditf_probe.backbones.model_configs import find_entry, home_of, named_class,
 from ditf_probe.backbones.offloading import Offload, apply_offload
 from ditf_probe.backbones.quantised import Quantization, load_quantised
 from ditf_probe.backbones.single_file import SUFFIXES, config_file, is_tiny, load_original, settle
-from ditf_probe.backbones.skeletons import load_model
+from ditf_probe.backbones.skeletons import load_model, outline_model
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.backbones.unet import UNET, DIFTBackbone
-from ditf_probe.backbones.weight_options import ALL_OF_IT, WeightOptions
+from ditf_probe.backbones.weight_options import ALL_OF_IT, Loaded, WeightOptions
 from ditf_probe.devices import resolve_device, resolve_dtype
 from ditf_probe.errors import InputError
 
@@ -41,6 +41,7 @@ def load_backbone(
     config: str | Path | None = None,
     quantization: Quantization | None = None,
     offload: Offload = "none",
+    loaded: Loaded = "all",
     **options: Any,
 ) -> Backbone:
     """Loads a frozen backbone.
@@ -64,6 +65,9 @@ def load_backbone(
         quantization: "nf4" or "int8" (bitsandbytes, on a GPU), "fp8" (torchao), or "gguf", which `.gguf` files are
             of themselves. A folder that was saved quantised says so itself.
         offload: "none", or "model" or "group" for weights that rest in CPU memory, see `apply_offload`.
+        loaded: "all"; or "none" for a backbone that says everything of itself, `settings` included, and computes
+            nothing; or "autoencoder" for one whose transformer alone is missing. Of files of `TinyDenoiser.save` and
+            of folders that are not quantised.
         **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
             so on; those of timm models are in `load_timm`.
 
@@ -76,19 +80,21 @@ def load_backbone(
     name, path = str(name_or_path), PACKAGED.get(str(name_or_path), Path(name_or_path).expanduser())
     part = {"last_block": last_block, "last_tap": last_tap}
     kept = part | {"quantization": quantization, "offload": None if offload == "none" else offload}
+    outline = None if loaded == "all" else loaded
     if name.startswith("timm/"):
         from ditf_probe.backbones.timm_loading import load_timm  # timm is slow to import
 
-        _refuse(name, config=config, **kept)
+        _refuse(name, config=config, loaded=outline, **kept)
         return load_timm(name.removeprefix("timm/"), device, dtype, **options)
     check_options(options, DiffusionBackbone, without=_SET_BY_LOADING)
     where = resolve_device(device)
-    how = WeightOptions.checked(path, where, last_block, last_tap, quantization, offload)
+    how = WeightOptions.checked(path, where, last_block, last_tap, quantization, offload, loaded)
     if path.is_file():
         given = {"name": name if name in PACKAGED else path.stem} | options
         if path.suffix != ".gguf" and is_tiny(path):
             _refuse(name, **(kept | {"config": config} | dict.fromkeys(part)))
             return load_tiny(path, where, dtype, how, **given)
+        _refuse(name, loaded=outline)
         return load_single_file(path, config, where, resolve_dtype(dtype, where), how, **given)
     if path.suffix in SUFFIXES:
         raise InputError("backbone", name, "no such file")
@@ -123,9 +129,10 @@ def load_tiny(
         how: Up to which block.
         **options: Of `DiffusionBackbone`.
     """
-    denoiser = TinyDenoiser.load(path)
+    denoiser = TinyDenoiser.load(path) if how.loaded == "all" else TinyDenoiser.outline(path)
     how.cut(denoiser.transformer, FAMILIES[type(denoiser.transformer).__name__])
-    denoiser.to(device, resolve_dtype("float32" if dtype == "auto" else dtype, device))
+    place = device if how.loaded == "all" else torch.device("meta")
+    denoiser.to(place, resolve_dtype("float32" if dtype == "auto" else dtype, device))
     return from_denoiser(denoiser, **({"weights_sha256": partial(file_sha256, path)} | options))
 
 
@@ -164,13 +171,16 @@ def load_folder(
         offload = None if how.offload == "none" else how.offload
         kept = {"last_block": how.last_block, "last_tap": how.last_tap, "quantization": how.quantization}
         _refuse(f"the {UNET} of {folder}", **kept, offload=offload)
-        unet = load_model(home, dtype, device)
+        unet = load_model(home, dtype, device) if how.loaded == "all" else outline_model(home, dtype)
         return _with_pipeline(unet, Checkpoint.find(home).files, pipeline, device, dtype, how, **options)
     family = find_entry(config, home)
     saved = config.get("quantization_config") is not None  # the folder holds quantised weights
     if saved or how.quantization is not None:
+        _refuse(f"quantised {folder}", loaded=None if how.loaded == "all" else how.loaded)
         transformer = load_quantised(home, how.quantization, device, dtype)
         how.cut(transformer, family)
+    elif how.loaded != "all":
+        transformer = outline_model(home, dtype, how.last_block, how.last_tap)
     else:
         transformer = load_model(home, dtype, how.resting_place(device), how.last_block, how.last_tap)
     given = {"quantization": how.quantization or ("saved" if saved else None)} | options
@@ -220,9 +230,12 @@ def _with_pipeline(
     """A transformer with the autoencoder and the scheduler of the pipeline folder around it, if there is one."""
     vae, files = None, [*weights]
     if pipeline is not None and (pipeline / "vae" / "config.json").is_file():
-        vae = load_model(pipeline / "vae", torch.float32 if dtype == torch.float16 else dtype, device)
+        precision = torch.float32 if dtype == torch.float16 else dtype
+        hollow = how.loaded == "none"
+        vae = (outline_model if hollow else partial(load_model, device=device))(pipeline / "vae", precision)
         files += Checkpoint.find(pipeline / "vae").files
-    apply_offload(transformer, how.offload, device)
+    if how.loaded == "all":
+        apply_offload(transformer, how.offload, device)
     given = {
         "scheduler": None if pipeline is None else load_scheduler(pipeline),
         "weights_sha256": partial(files_sha256, files, pipeline or files[0].parent),

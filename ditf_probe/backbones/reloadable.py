@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ditf_probe.backbones.base import Backbone, Tap
 from ditf_probe.backbones.checks import check_blocks
+from ditf_probe.backbones.weight_options import Loaded
 
 ROOM = 2**28
 """Bytes of weights that stay beside each other: loading small models again would cost more than their memory."""
@@ -58,13 +59,17 @@ class ModelSlot:
 class ReloadableBackbone(Backbone):
     """A backbone that is in memory only while no other one of its slot computes.
 
-    It is loaded once at construction, for its facts and so that what cannot be loaded is refused early. As long as it
-    is alone in its slot it is never loaded again.
+    Its facts and settings are those of an outline; so it is loaded when it computes first, and never where nothing is
+    computed. Without an outline it is loaded at construction. As long as it is alone in its slot it is never loaded
+    again.
 
     Args:
         load: Loads the backbone; must give the same one every time.
         slot: Where it is kept, shared with the others.
         origin: Which backbone of the same slot `load` makes it from, if any.
+        outline: Makes the same backbone without weights ("none"), or with those of its autoencoder alone
+            ("autoencoder"), by which the settings tell apart what was initialised anew; see `load_backbone`.
+        device: Where it computes, for an outline.
 
     Attributes:
         load: As given.
@@ -72,16 +77,22 @@ class ReloadableBackbone(Backbone):
     """
 
     def __init__(
-        self, load: Callable[[], Backbone], slot: ModelSlot, origin: "ReloadableBackbone | None" = None
+        self,
+        load: Callable[[], Backbone],
+        slot: ModelSlot,
+        origin: "ReloadableBackbone | None" = None,
+        outline: Callable[[Loaded], Backbone] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.load, self.origin = load, origin
         self._slot = slot
         self._settings: dict[str, Any] | None = None
-        model = slot.take(self)
+        self._outline = outline
+        model = slot.take(self) if outline is None else outline("none")
         for name in Backbone.__annotations__:
             setattr(self, name, getattr(model, name))
-        self._device = model.device
+        self._device = model.device if device is None else device
         self._taps = [model.taps(block) for block in range(model.num_blocks)]
         self._channels = [model.channels_at(block) for block in range(model.num_blocks)]
         self._strides = [model.stride_at(block) for block in range(model.num_blocks)]
@@ -113,18 +124,21 @@ class ReloadableBackbone(Backbone):
     def settings(self) -> dict[str, Any]:
         """Everything about the backbone that changes a number; kept when the backbone is dropped."""
         if self._settings is None:
-            self.remember(self.model)
-        assert self._settings is not None
+            loaded: Loaded = "none" if self.origin is None else "autoencoder"
+            model = self.model if self._outline is None else self._outline(loaded)
+            self._settings = model.settings()
         return dict(self._settings)
 
     def remember(self, model: Backbone) -> None:
-        """Keeps the settings of the loaded backbone, hash of the weights included."""
-        if self._settings is None:
+        """Keeps the settings of the loaded backbone, hash of the weights included, where only it can tell them."""
+        if self._settings is None and self._outline is None:
             self._settings = model.settings()
 
     def untrained(self, seed: int = 0) -> Backbone:
         """The untrained control, in the same slot; both are in memory only while it is made."""
-        return ReloadableBackbone(lambda: self.model.untrained(seed), self._slot, origin=self)
+        made = self._outline
+        outline = None if made is None else lambda loaded: made(loaded).untrained(seed)
+        return ReloadableBackbone(lambda: self.model.untrained(seed), self._slot, self, outline, self._device)
 
     def forward(self, images: Tensor, **arguments: Any) -> Any:
         """Runs the backbone; see `Backbone.forward`."""

@@ -1,6 +1,6 @@
 """A diffusers model without its weights, and filling it from a checkpoint straight onto the device."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,40 @@ def load_model(
     Raises:
         InputError: Unknown class, missing or damaged files, or missing tensors.
     """
+    model = _skeleton_of(folder, last_block, last_tap)
+    fill(model, Checkpoint.find(folder), device or torch.device("cpu"), dtype)
+    return model
+
+
+def outline_model(
+    folder: Path, dtype: torch.dtype, last_block: int | None = None, last_tap: Tap | None = None
+) -> nn.Module:
+    """What `load_model` makes, without the weights: they have their dtypes and shapes, on the device "meta".
+
+    Args:
+        folder: As in `load_model`, as are the other arguments.
+        dtype: Of floating-point weights.
+        last_block: The last block.
+        last_tap: Its only tap.
+
+    Raises:
+        InputError: Unknown class, missing files, or missing tensors. Tensors are not read.
+    """
+    model = _skeleton_of(folder, last_block, last_tap)
+    checkpoint, precise = Checkpoint.find(folder), kept_in_float32(model)
+    values = {}
+    for name, place in model.state_dict().items():
+        _stored_name(name, checkpoint)
+        values[name] = place.to("meta", weight_dtype(name, precise, dtype) if place.is_floating_point() else None)
+    model.load_state_dict(values, assign=True)
+    return model
+
+
+def _skeleton_of(folder: Path, last_block: int | None, last_tap: Tap | None) -> nn.Module:
     config = read_json(folder / "config.json")
     model = build_skeleton(model_class(config, folder), config)
     if last_block is not None:
         truncate(model, find_entry(config, folder), last_block, last_tap)
-    fill(model, Checkpoint.find(folder), device or torch.device("cpu"), dtype)
     return model
 
 
@@ -65,6 +94,11 @@ def build_skeleton(cls: Any, config: dict[str, Any]) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise InputError("backbone", cls.__name__, f"its config.json does not fit the class ({reason})") from error
     return model.requires_grad_(False).eval()
+
+
+def is_outline(model: nn.Module) -> bool:
+    """Whether a model has no weights, but only their dtypes and shapes."""
+    return any(weight.is_meta for weight in model.parameters())
 
 
 @contextmanager
@@ -98,13 +132,9 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
     Raises:
         InputError: A tensor is missing, of another shape, or cannot be read.
     """
-    places = model.state_dict()
-    sources = {_stored_name(name, checkpoint): name for name in places}
     precise = kept_in_float32(model)
     values: dict[str, Tensor] = {}
-    for stored, tensor in checkpoint.read(sources, device):
-        name = sources[stored]
-        _check_shape(name, tensor, places[name], checkpoint)
+    for name, tensor in read_weights(model.state_dict(), checkpoint, device):
         if tensor.is_floating_point():
             tensor = tensor.to(weight_dtype(name, precise, dtype))
         if tensor.device.type == "cpu":
@@ -114,6 +144,28 @@ def fill(model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: 
     model.load_state_dict(values, assign=True)
     model.requires_grad_(False)
     nn.Module.to(model, device)  # the buffers that no file holds
+
+
+def read_weights(
+    places: Mapping[str, Tensor], checkpoint: Checkpoint, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Reads the weights of a model one at a time, in the order of the files.
+
+    Args:
+        places: Names and shapes of what is read.
+        checkpoint: Where the weights are.
+        device: As in `Checkpoint.read`.
+
+    Yields:
+        Name in the model and tensor.
+
+    Raises:
+        InputError: A tensor is missing, of another shape, or cannot be read.
+    """
+    sources = {_stored_name(name, checkpoint): name for name in places}
+    for stored, tensor in checkpoint.read(sources, device):
+        _check_shape(sources[stored], tensor, places[sources[stored]], checkpoint)
+        yield sources[stored], tensor
 
 
 def kept_in_float32(model: nn.Module) -> Collection[str]:

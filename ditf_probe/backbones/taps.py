@@ -74,6 +74,27 @@ def recording(points: Sequence[HookPoint], *, stop: bool = True) -> Iterator[dic
         raise RuntimeError(f"the forward pass never reached {missing}")
 
 
+@contextmanager
+def gathered(transformer: Any, blocks: Sequence[Any]) -> Iterator[None]:
+    """Has the weights of blocks at hand in the body, also of a transformer that FSDP divides over ranks.
+
+    There, it ends the pass as well, which `recording` may have left before FSDP saw its end: weights that are whole
+    become parts again. Nothing happens to a model that is whole.
+
+    Args:
+        transformer: The model, right after a pass.
+        blocks: Those whose weights the body reads; with any, it may also read what is around the blocks.
+    """
+    divided = hasattr(transformer, "unshard")
+    try:
+        for module in (*blocks, transformer) if divided and blocks else ():
+            module.unshard()
+        yield
+    finally:
+        if divided:
+            transformer.reset_iter_state()
+
+
 def _register(point: HookPoint, see: Callable[[HookPoint, Call], None]) -> RemovableHandle:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(point, Call(module, args, kwargs))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditf_probe.backbones.packing import pack_patches, position_ids, unpack_patches
+from ditf_probe.backbones.skeletons import parameters_on_meta
 from ditf_probe.backbones.spec import METADATA_KEY, TinySpec, read_spec
 from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
@@ -67,6 +68,16 @@ class TinyDenoiser(nn.Module):
         except RuntimeError as error:
             raise InputError("weights", str(path), f"use a file whose tensors fit its config ({error})") from error
         return denoiser.eval()
+
+    @classmethod
+    def outline(cls, path: str | Path) -> Self:
+        """What `load` makes, without the weights: their shapes alone, on the device "meta".
+
+        Raises:
+            InputError: As `load`; tensors are not read.
+        """
+        with parameters_on_meta(), torch.random.fork_rng(devices=[]):
+            return cls(read_spec(path)).eval()
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the weights as bfloat16 safetensors with the spec as metadata, whole or not at all.

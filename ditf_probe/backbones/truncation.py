@@ -11,6 +11,7 @@ from torch import nn
 
 from ditf_probe.backbones.base import Tap
 from ditf_probe.backbones.block_taps import check_block_tap, group_taps
+from ditf_probe.backbones.checks import diffusers_class
 from ditf_probe.backbones.families import Family
 from ditf_probe.backbones.running_order import loaded_taps, running_order
 from ditf_probe.backbones.taps import containers, find_block
@@ -95,7 +96,7 @@ def check_loaded(transformer: nn.Module, family: Family, blocks: Sequence[int], 
             raise InputError("blocks", block, remedy)
     if last in blocks:
         group, _, module = find_block(transformer, family, last)
-        taps = loaded_taps(module, type(transformer).__name__, group, NotLoaded)
+        taps = loaded_taps(module, diffusers_class(transformer).__name__, group, NotLoaded)
         if tap in group_taps(group) and tap not in taps:
             remedy = f"block {last} was loaded for {', '.join(taps)} alone, load it with another last_tap or without"
             raise InputError("tap", tap, remedy)

@@ -1,6 +1,7 @@
 """Features of a Stable Diffusion UNet as DIFT takes them: the output of an up block, averaged over noise draws."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,9 +12,10 @@ from ditf_probe.backbones.base import Backbone, Norm, Tap, TappedBlock
 from ditf_probe.backbones.checks import check_blocks, check_ids, check_images, check_timesteps, check_uncompiled
 from ditf_probe.backbones.draws import Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import output
-from ditf_probe.backbones.fingerprint import known_sha256, plain
+from ditf_probe.backbones.fingerprint import initialised_sha256, known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, image_hash, noise_schedule
 from ditf_probe.backbones.prompts import PromptEncoder
+from ditf_probe.backbones.skeletons import is_outline, parameters_on_meta
 from ditf_probe.backbones.strings import reads_text
 from ditf_probe.backbones.taps import HookPoint, recording
 from ditf_probe.conditions import PromptEmbeddings, PromptShape, prompt_embeddings
@@ -145,9 +147,11 @@ class DIFTBackbone(Backbone):
         Args:
             seed: Seed of the initialisation; the global generator is left as it was.
         """
-        with torch.random.fork_rng(devices=[]):
+        weightless = parameters_on_meta() if is_outline(self.unet) else nullcontext()
+        with weightless, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = type(self.unet).from_config(self.unet.config)
+        facts = {"class": type(unet).__name__, "config": plain(unet.config), "seed": seed}
         return DIFTBackbone(
             nn.Module.to(unet, self.device, self.unet.dtype),  # that of diffusers warns for nothing
             self.latents.vae,
@@ -156,6 +160,7 @@ class DIFTBackbone(Backbone):
             prompts=self.prompts,
             posterior=self.latents.posterior,
             max_batch=self.max_batch,
+            weights_sha256=partial(initialised_sha256, facts, self.latents),
         )
 
     def settings(self) -> dict[str, Any]:

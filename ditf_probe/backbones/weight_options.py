@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from ditf_probe.backbones.families import Family
 from ditf_probe.backbones.offloading import Offload, check_offload
 from ditf_probe.backbones.quantised import Quantization, check_quantization
 from ditf_probe.backbones.truncation import truncate
-from ditf_probe.errors import InputError
+from ditf_probe.errors import InputError, check_choice
+
+Loaded = Literal["all", "autoencoder", "none"]
+"""Which weights are loaded. Modules without theirs are on the device "meta": they say everything of themselves, and
+compute nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +28,14 @@ class WeightOptions:
         last_tap: The only tap of that block that will be asked for; None loads all of it.
         quantization: How the weights are quantised, None for not at all.
         offload: Where they rest.
+        loaded: Which weights are there at all.
     """
 
     last_block: int | None = None
     last_tap: Tap | None = None
     quantization: Quantization | None = None
     offload: Offload = "none"
+    loaded: Loaded = "all"
 
     @classmethod
     def checked(
@@ -39,6 +46,7 @@ class WeightOptions:
         last_tap: Tap | None,
         quantization: Quantization | None,
         offload: Offload,
+        loaded: Loaded = "all",
     ) -> "WeightOptions":
         """Options that can run on this machine; a `.gguf` file is of that quantisation.
 
@@ -49,6 +57,7 @@ class WeightOptions:
             last_tap: See above.
             quantization: See above.
             offload: See above.
+            loaded: See above.
 
         Raises:
             InputError: An option is unknown, contradicts another or the file, or needs a package or a GPU.
@@ -58,11 +67,12 @@ class WeightOptions:
         is_gguf = path.suffix == ".gguf"
         kind = "gguf" if is_gguf and quantization is None else quantization
         check_offload(offload, kind)
+        check_choice("loaded", loaded, Loaded)
         if kind is not None:
             check_quantization(kind, device)
             if (kind == "gguf") != is_gguf:
                 raise InputError("quantization", kind, f"gguf is for .gguf files and they for it, not for {path}")
-        return cls(last_block, last_tap, kind, offload)
+        return cls(last_block, last_tap, kind, offload, loaded)
 
     def resting_place(self, device: torch.device) -> torch.device:
         """Where the weights are put first, for a model that computes on a device."""

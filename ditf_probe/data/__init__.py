@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.pascal import PFPascal
+    from ditf_probe.data.per_category import Fraction
     from ditf_probe.data.planar import PlanarDataModule
     from ditf_probe.data.spair import SPair71k
     from ditf_probe.data.stereo import StereoMotorcycle
@@ -33,6 +34,7 @@ __all__ = [
     "AP10KGeoAware",
     "COCOKeypoints",
     "Flipped",
+    "Fraction",
     "HPatches",
     "HeldOut",
     "KeypointFolder",
@@ -58,6 +60,7 @@ _MODULES = {
     "CUB200": "cub",
     "DAVIS": "davis",
     "Flipped": "flipped",
+    "Fraction": "per_category",
     "HeldOut": "subsets",
     "HPatches": "hpatches",
     "KeypointFolder": "own",

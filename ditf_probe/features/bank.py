@@ -1,7 +1,6 @@
 """Tapped streams of many images in memory, so that an image is computed once and not once per pair."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,9 @@ from ditf_probe.data.pairs import ImageSource
 from ditf_probe.devices import DTYPES
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.fetching import fetch
 from ditf_probe.features.loading import equal_size_batches, prepared_loader
+from ditf_probe.features.settings import Modulate
 from ditf_probe.progress import progress
 
 GIBIBYTE = 2**30
@@ -125,7 +126,7 @@ class FeatureBank:
         Raises:
             InputError: Streams are not finite, or too large for the dtype.
         """
-        kept = {index: self._converted(block) for index, block in tapped.items()}
+        kept = fetch(tapped, self.dtype)()
         for row, name in enumerate(names):
             self._blocks[name] = {index: block.map(partial(row_of, row=row)) for index, block in kept.items()}
 
@@ -146,11 +147,12 @@ class FeatureBank:
         entries = [self._entry(image_id) for image_id in ids]
         found, device = {}, self.extractor.backbone.device
         for index in self.extractor.blocks:
-            parts = [entry[index] for entry in entries]
+            # To the device first, so that CPU memory holds no copy of a batch.
+            parts = [entry[index].map(lambda x: x.to(device)) for entry in entries]
             grids = {part.grid for part in parts}
             if len(grids) > 1:
                 raise InputError("ids", sorted(grids), "these images have different grids, ask for them one by one")
-            found[index] = TappedBlock.join(parts, _joined).map(lambda x: x.to(device))
+            found[index] = TappedBlock.join(parts, _joined)
         return found
 
     def entry(self, image_id: str) -> dict[int, TappedBlock]:
@@ -161,17 +163,25 @@ class FeatureBank:
         """
         return self._entry(image_id)
 
-    def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
+    def calibrate(
+        self,
+        dataset: ImageSource,
+        ids: Sequence[str] | None = None,
+        *,
+        modulations: Collection[Modulate] = (),
+        **loading: Any,
+    ) -> None:
         """Calibrates the extractor on images of a data set.
 
         Args:
             dataset: Calibration images; training images, never those of a test.
             ids: Which of them; all by default.
+            modulations: As in `FeatureExtractor.calibrate`.
             **loading: As in `fill`: num_workers, batch_size.
         """
         names = list(dict.fromkeys(dataset.image_sizes() if ids is None else ids))
         self.fill(dataset, names, **loading)
-        self.extractor.calibrate_tapped(self.tapped([name]) for name in names)
+        self.extractor.calibrate_tapped((self.tapped([name]) for name in names), modulations)
 
     def _check_budget(self, canvases: Sequence[tuple[int, int]]) -> None:
         needed = self.nbytes + self.estimate(canvases)
@@ -194,13 +204,6 @@ class FeatureBank:
         if unknown:
             raise InputError("ids", unknown[0], f"name images of {name}")
         return {i: self.extractor.transform(sizes[i]).canvas for i in ids}
-
-    def _converted(self, block: TappedBlock) -> TappedBlock:
-        stream = block.hidden_states.to("cpu", self.dtype)
-        if not all(bool(end.isfinite()) for end in torch.aminmax(stream)):
-            name = str(self.dtype).removeprefix("torch.")
-            raise InputError("dtype", name, "streams are too large for it or not finite, use bfloat16 or float32")
-        return replace(block.map(lambda x: x.to("cpu", torch.float32)), hidden_states=stream)
 
 
 def row_of(values: Tensor, row: int) -> Tensor:

@@ -15,7 +15,9 @@ from ditf_probe.data.pairs import ImageSource
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank, nbytes_of, row_of
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.fetching import fetch
 from ditf_probe.features.store import FeatureStore
+from ditf_probe.features.store.behind import WriteBehind
 
 _MOST_HELD = 20_000  # each may be the last view of a mapped file, of which Linux allows a process 65,530
 
@@ -48,6 +50,7 @@ class StoredBank(FeatureBank):
     ) -> None:
         super().__init__(extractor, dtype=dtype, budget_gib=budget_gib)
         self.store, self.only = store, only
+        self._behind: WriteBehind | None = None  # while it is filled
         self._keys: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._held = 0
@@ -122,22 +125,43 @@ class StoredBank(FeatureBank):
             self.keep(missing, self.extractor.tapped(prepared.to(device), missing, chosen(missing)))
         return self.tapped(ids)
 
-    def write(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> dict[int, TappedBlock]:
+    def fill(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
+        """As `FeatureBank.fill`; a batch is written as the next one is computed."""
+        with WriteBehind() as behind:
+            self._behind = behind
+            try:
+                super().fill(dataset, ids, **loading)
+            finally:
+                self._behind = None
+
+    def write(self, names: Sequence[str], tapped: dict[int, TappedBlock], behind: WriteBehind) -> None:
         """Writes the tapped blocks of a batch of planned images.
 
-        Returns:
-            What was written: the blocks in CPU memory, in the dtype of the store.
+        Args:
+            names: Their ids.
+            tapped: Block index to tensors on the device of the backbone, one row per image.
+            behind: Writes them while the next batch is computed, and raises what the last one met.
 
         Raises:
             InputError: Streams are not finite or too large for the dtype, or they cannot be written.
         """
-        kept = {index: self._converted(block) for index, block in tapped.items()}
-        self.store.write([self.key(name) for name in names], [self._sizes[name] for name in names], kept)
-        return kept
+        behind.put(partial(self._write, list(names), fetch(tapped, self.dtype)))
 
     def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
         """As `write`, and holds the images in memory as long as there is room."""
-        kept = self.write(names, tapped)
+        write = partial(self._write_and_hold, list(names), fetch(tapped, self.dtype))
+        if self._behind is None:
+            write()
+        else:
+            self._behind.put(write)
+
+    def _write(self, names: list[str], fetched: Callable[[], dict[int, TappedBlock]]) -> dict[int, TappedBlock]:
+        kept = fetched()
+        self.store.write([self.key(name) for name in names], [self._sizes[name] for name in names], kept)
+        return kept
+
+    def _write_and_hold(self, names: list[str], fetched: Callable[[], dict[int, TappedBlock]]) -> None:
+        kept = self._write(names, fetched)
         for row, name in enumerate(names):
             self._hold(self.key(name), {index: block.map(partial(row_of, row=row)) for index, block in kept.items()})
 

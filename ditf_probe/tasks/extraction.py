@@ -1,24 +1,28 @@
 """Fills feature stores, on any number of ranks: Lightning's `predict` over the images that they lack."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.image_module import ImageModule
 from ditf_probe.data.pairs import ImageSource, PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.features.loading import PreparedBatch, equal_size_batches, prepared_loader
+from ditf_probe.features.loading import PreparedBatch, equal_size_batches, in_step, prepared_loader, shares
+from ditf_probe.features.store.behind import WriteBehind
 from ditf_probe.features.stored import StoredBank
 from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.models import Models, make_stream
 from ditf_probe.tasks.prompts import CATEGORY, conditions_for, encode_image_prompts, image_categories
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
+from ditf_probe.tasks.together import patient_group, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Job:
         conditions: From ids to what they are conditioned on; None is the null condition.
         planned: Number of images that the store lacked before, on all ranks together.
         batches: What this rank computes: ids of images of one prepared size.
+        counts: How many images of each batch are written, from the first on; the rest keep ranks in step.
     """
 
     stream: Stream
@@ -38,6 +43,7 @@ class Job:
     conditions: Callable[[list[str]], list[str] | None] | None
     planned: int
     batches: list[list[str]]
+    counts: list[int]
 
     @property
     def bank(self) -> StoredBank:
@@ -77,21 +83,24 @@ class Extracted:
 class ExtractionTask(L.LightningModule):
     """Computes the streams of images that a store lacks, each image once over all ranks.
 
-    Images of one prepared size share a batch, `features.batch_size` of them, decoded ahead by `features.num_workers`
-    processes; noise draws run as a batch inside the backbone. The first rank says what is missing, and rank r of n
-    takes every n-th batch from the r-th on. A batch is in the store as soon as it is computed, so a run that was killed
-    goes on where it stopped, on as many ranks as one likes.
+    Images of one prepared size share a batch, at most `features.batch_size` of them, decoded ahead by
+    `features.num_workers` processes; noise draws run as a batch inside the backbone. The first rank says what is
+    missing, and all take about as many pixels of it. A batch is written while the next one is computed, so a run that
+    was killed loses these two at most, and goes on where it stopped, on as many ranks as one likes.
 
     Args:
         features: The backbone and its features; `blocks` may be several.
         store: Folder of stores; None takes that of the features.
         untrained: Extract the untrained control of every backbone as well.
         run_dir: Folder of everything else that a run writes.
+        shard_model: Divide transformers over the ranks of each node (FSDP), for those that are larger than a card. All
+            ranks then make the same number of passes, for which some images are computed twice, and written once.
         others: Further backbones by name.
         backbone_files: The same as YAML files.
 
     Raises:
-        InputError: Features without a store, or a backbone file that cannot be read.
+        InputError: Features without a store, a backbone file that cannot be read, or untrained controls of models that
+            are divided.
     """
 
     def __init__(
@@ -100,6 +109,7 @@ class ExtractionTask(L.LightningModule):
         store: str | None = None,
         untrained: bool = False,
         run_dir: str = "runs/default",
+        shard_model: bool = False,
         others: dict[str, BackboneFeatures] | None = None,
         backbone_files: Sequence[str] = (),
     ) -> None:
@@ -109,8 +119,17 @@ class ExtractionTask(L.LightningModule):
         for one in self.features:
             if one.store is None:
                 raise InputError("store", None, f"name the folder that the features of {one.backbone} go to")
+        if shard_model and untrained:
+            raise InputError("untrained", True, "controls are not divided over ranks, leave it or shard_model out")
         self.untrained, self.run_dir = untrained, Path(run_dir)
+        self.shard_model = shard_model
         self._jobs: list[Job] = []
+        self._behind = WriteBehind()
+        self._patient: Any = None
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Where the run fails, what is being written is written first."""
+        return [_LastWrite(self._behind)]
 
     @property
     def images(self) -> ImageModule:
@@ -143,17 +162,26 @@ class ExtractionTask(L.LightningModule):
         if stage != "predict":
             raise InputError("subcommand", stage, "features are extracted by eval.py predict")
         self.images.loaders = self._loaders
+        self._patient = patient_group()
 
     def predict_step(self, batch: PreparedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Computes a batch of images and writes it."""
+        """Computes a batch of images, which is written as the next one is computed."""
         job = self._jobs[dataloader_idx]
-        ids = job.batches[batch.number]
+        ids, count = job.batches[batch.number], job.counts[batch.number]
         condition = None if job.conditions is None else job.conditions(ids)
-        job.bank.write(ids, job.stream.extractor.tapped(batch.images(), ids, condition))
+        tapped = job.stream.extractor.tapped(batch.images(), ids, condition)
+        if count < len(ids):
+            tapped = {index: block.map(lambda x: x[:count]) for index, block in tapped.items()}
+        if count:
+            job.bank.write(ids[:count], tapped, self._behind)
+
+    def on_predict_epoch_end(self) -> None:
+        """Waits for the last batch to be written."""
+        self._behind.close()
 
     def teardown(self, stage: str) -> None:
         """Waits until every rank has written, so that the first can say what is there."""
-        self.trainer.strategy.barrier()
+        wait_for_all(self._patient)
 
     def result(self) -> list[Extracted]:
         """What the last run did, looked up in the stores.
@@ -171,7 +199,7 @@ class ExtractionTask(L.LightningModule):
 
     def _loaders(self) -> list[DataLoader[Any]]:
         """Plans every job, and makes its loader."""
-        models = Models(self._device_of_rank, self.features)
+        models = Models(self._device_of_rank, self.features, mesh=self._mesh() if self.shard_model else None)
         self._jobs = []
         for features in self.features:
             backbone = models[features]
@@ -184,7 +212,7 @@ class ExtractionTask(L.LightningModule):
             prepared_loader(
                 [(job.source, ids) for ids in job.batches],
                 job.stream.extractor.size_rule,
-                job.stream.settings.num_workers,
+                job.stream.num_workers,
             )
             for job in self._jobs
         ]
@@ -200,8 +228,34 @@ class ExtractionTask(L.LightningModule):
         missing = self.trainer.strategy.broadcast(missing)
         planned |= {bank.key(image_id) for image_id in missing}
         batches = equal_size_batches(missing, settings.batch_size)
-        share = batches[self.trainer.global_rank :: self.trainer.world_size]
-        return Job(stream, source, conditions, len(missing), share)
+        divided, rank = shares(batches, missing, self.trainer.world_size), self.trainer.global_rank
+        share, counts = in_step(divided, rank) if self.shard_model else (divided[rank], list(map(len, divided[rank])))
+        return Job(stream, source, conditions, len(missing), share, counts)
+
+    def _mesh(self) -> Any:
+        """The ranks of this node.
+
+        Raises:
+            InputError: There is a single one.
+        """
+        ranks = self.trainer.world_size // self.trainer.num_nodes
+        if ranks < 2:
+            remedy = "a single rank has nothing to divide, use --trainer.devices and --trainer.strategy ddp"
+            raise InputError("shard_model", True, remedy)
+        shape, names = (self.trainer.num_nodes, ranks), ("node", "rank")
+        return init_device_mesh(self._device_of_rank.type, shape, mesh_dim_names=names)["rank"]
+
+
+class _LastWrite(L.Callback):
+    """Leaves nothing half-written where a run fails; its first error is the one to see."""
+
+    def __init__(self, behind: WriteBehind) -> None:
+        self.behind = behind
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Waits for the last batch."""
+        with suppress(Exception):
+            self.behind.close()
 
 
 def _outcome(job: Job) -> Extracted:

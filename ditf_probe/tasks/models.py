@@ -1,9 +1,9 @@
 """The backbones of a comparison and the streams over them: what is equal is computed once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,25 +12,35 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.backbones.description import describe_backbone
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.reloadable import ROOM, ModelSlot, ReloadableBackbone
+from ditf_probe.backbones.weight_options import Loaded
+from ditf_probe.devices import resolve_device
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.tasks.prompts import loading_options
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 class Models:
     """Backbones by their settings.
 
+    A backbone is loaded when it computes; what is asked of its settings is answered by its configuration and the hash
+    of its files, so that a run over a full store loads none. Quantised ones, single files and those of timm are loaded
+    for that as well.
+
     All share one slot of memory: the images of a data set are computed by one backbone after the other, and matching
     needs their streams only. So two large backbones never stand on the device together, at the price of loading each
-    once to check its settings and once per data set. A backbone that is alone, or small, is loaded once.
+    once per data set. A backbone that is alone, or small, is loaded once.
 
     Args:
         device: Where they compute.
         requests: Everything that will be asked of any backbone, so that each is loaded only as far as that; see
             `loaded_part`. None loads them whole.
         together: Keep all of them in memory, for tasks whose rows take turns image by image.
+        mesh: Ranks over which transformers are divided, see `load_sharded`; None gives every rank its own.
     """
 
     def __init__(
@@ -38,9 +48,11 @@ class Models:
         device: torch.device | str,
         requests: Sequence[BackboneFeatures] | None = None,
         together: bool = False,
+        mesh: "DeviceMesh | None" = None,
     ) -> None:
         self.device = device
         self._requests = requests
+        self._mesh = mesh
         self._slot = ModelSlot(None if together else ROOM)
         self._found: dict[tuple[str, str, str, str], Backbone] = {}
 
@@ -56,8 +68,32 @@ class Models:
             if self._requests is not None:
                 options |= loaded_part(features, [x for x in self._requests if _weights_of(x) == key])
             load = partial(load_backbone, features.backbone, device=self.device, dtype=features.dtype, **options)
-            self._found[key] = ReloadableBackbone(load, self._slot)
+            outline = _outline_of(load)
+            if self._mesh is not None:
+                load = _divided(features, self._mesh, resolve_device(self.device), options)
+            device = None if outline is None else resolve_device(self.device)
+            self._found[key] = ReloadableBackbone(load, self._slot, outline=outline, device=device)
         return self._found[key]
+
+
+def _divided(
+    features: BackboneFeatures, mesh: "DeviceMesh", device: torch.device, options: Mapping[str, Any]
+) -> "partial[Backbone]":
+    """Loads a backbone whose transformer is divided over ranks."""
+    from ditf_probe.backbones.sharding import load_sharded  # not every build of torch has FSDP
+
+    return partial(load_sharded, features.backbone, mesh, device=device, dtype=features.dtype, **options)
+
+
+def _outline_of(load: Callable[..., Backbone]) -> Callable[[Loaded], Backbone] | None:
+    """Makes a backbone without its weights; None where it cannot be told from its configuration."""
+    try:
+        found = load(loaded="none")
+    except InputError as error:
+        if error.argument != "loaded":
+            raise
+        return None
+    return lambda loaded: found if loaded == "none" else load(loaded=loaded)
 
 
 def loaded_part(features: BackboneFeatures, requests: Sequence[BackboneFeatures]) -> dict[str, Any]:
@@ -116,8 +152,14 @@ def shared_streams(models: Models, requests: Sequence[BackboneFeatures]) -> Mapp
 
 
 def pass_of(features: BackboneFeatures) -> str:
-    """What must be equal for rows to share a pass and a calibration: all but what is done with the stream later."""
-    return repr(replace(features, blocks=[], modulation="none", discard="none", position_debias="none"))
+    """What must be equal for rows to share a pass and a calibration: all but what is done with the stream later.
+
+    Means of positions are calibrated for the channels that are discarded, so that those belong to the debias.
+    """
+    later: dict[str, Any] = {"modulation": "none", "discard": "none", "position_debias": "none"}
+    if features.position_debias != "mean":
+        later |= {"massive_count": None, "channel_choice": "massive", "channel_seed": 0}
+    return repr(replace(features, blocks=[], **later))
 
 
 def make_stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence[int]) -> Stream:

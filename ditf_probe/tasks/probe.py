@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
+from ditf_probe.features.kept_calibration import keep
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
@@ -258,21 +259,19 @@ class ProbeTask(CorrespondenceTask):
         if not self.trainer.is_global_zero:
             return
         probe, loss = self._kept()[name], self._contrast(name)
+        calibration, beside = keep(self._data.stream.extractor, self._blocks(name))
         facts = describe_probe(
             probe,
             features=asdict(replace(self.features, blocks=self._blocks(name))),
             backbone=self.backbone.settings(),
             training={
                 "val_pck_0.10_per_point": self.best[name],
-                "step": self.trainer.global_step,
-                "epoch": self.trainer.current_epoch,
-                "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-                "precision": str(self.trainer.precision),
-                **self._data.facts(),
+                **self._data.facts(self.trainer),
                 **asdict(self.optimisation),
                 "temperature": float(loss.temperature),
                 "margin": loss.margin,
                 **self.plan.facts(name),
             },
+            calibration=calibration,
         )
-        save_probe(self.run_dir / "probes" / name, probe.state_dict(), facts)
+        save_probe(self.run_dir / "probes" / name, probe.state_dict(), facts, beside)

@@ -32,7 +32,8 @@ class BackboneFeatures(FeatureSettings):
         bank_dtype: Dtype in which streams are kept: "float32", "bfloat16" or "float16".
         bank_gib: Most memory that the streams of one data set may take, in GiB. More than that is refused; with a
             `store`, images leave memory and come back from there.
-        num_workers: Processes that decode and prepare images.
+        num_workers: Processes that decode and prepare images ahead; None is as many as leave each GPU its share of the
+            cores, at most 8, and none beside a model on the CPU.
         batch_size: Images per call of the backbone.
         store: Folder of feature stores, in which streams are looked for before they are computed, and kept for later
             runs; None keeps nothing. See `docs/store.md`.
@@ -50,7 +51,7 @@ class BackboneFeatures(FeatureSettings):
     cells: int | None = None
     bank_dtype: str = "float32"
     bank_gib: float = 4.0
-    num_workers: int = 0
+    num_workers: int | None = None
     batch_size: int = 16
     store: str | None = None
     store_only: bool = False

@@ -1,6 +1,6 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from ditf_probe.data.pairs import ImageSource, Side
 from ditf_probe.errors import InputError
 from ditf_probe.features.bank import FeatureBank
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.loading import default_workers
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
 from ditf_probe.features.store import FeatureStore, definition_of
 from ditf_probe.features.stored import StoredBank
@@ -34,20 +35,23 @@ class Stream:
         self.settings = settings
         self.bank = self._empty()
 
-    def calibrate(self, dataset: ImageSource | None) -> None:
+    def calibrate(self, dataset: ImageSource | None, modulations: Collection[Modulate] = ()) -> None:
         """Calibrates on the images of a data set, in a bank of its own.
+
+        Args:
+            dataset: Where they are.
+            modulations: As in `FeatureExtractor.calibrate`.
 
         Raises:
             InputError: There is no data set to calibrate on.
         """
         if dataset is None:
-            raise InputError(
-                "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
-            )
+            remedy = "give the data module calibration pairs, or leave out discard, debias and fitted modulations"
+            raise InputError("calibration", None, remedy)
         bank, loading = self._empty(), self._loading(dataset)
         if isinstance(bank, StoredBank):
             fill_together(bank, dataset, None, **loading)
-        bank.calibrate(dataset, **loading)
+        bank.calibrate(dataset, modulations=modulations, **loading)
 
     def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
         """Computes the images of a data set, or some of them, that are not in the bank yet.
@@ -108,11 +112,17 @@ class Stream:
         """Every setting that changes a number, as plain JSON values: those of the extractor, and the conditions."""
         return self.extractor.settings() | {"conditions": condition_settings(self.settings)}
 
+    @property
+    def num_workers(self) -> int:
+        """Processes that decode ahead."""
+        given = self.settings.num_workers
+        return default_workers(self.extractor.backbone.device) if given is None else given
+
     def _loading(self, dataset: ImageSource) -> dict[str, Any]:
         """How a bank loads and conditions the images of a data set."""
         settings = self.settings
         return {
-            "num_workers": settings.num_workers,
+            "num_workers": self.num_workers,
             "batch_size": settings.batch_size,
             "conditions": conditions_for(dataset, settings),
         }

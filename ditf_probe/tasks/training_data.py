@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from torch import nn
 
@@ -14,7 +15,6 @@ from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
 from ditf_probe.tasks.descriptors import Describer, Ends, cells_suffice
 from ditf_probe.tasks.models import make_stream
-from ditf_probe.tasks.rows import Row
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings
 from ditf_probe.tasks.streams import Stream
 from ditf_probe.tasks.training_batches import BatchReader, TrainingBatch
@@ -127,11 +127,20 @@ class TrainingData:
         """
         self._state = state
 
-    def facts(self) -> dict[str, Any]:
-        """What probes are trained on and how it is sampled, as plain JSON values."""
+    def facts(self, trainer: L.Trainer) -> dict[str, Any]:
+        """How far a training has come, on what, and how that is sampled, as plain JSON values."""
         pairs = self._served_pairs
-        facts = {"train": dataset_settings(pairs.train), "val": dataset_settings(pairs.val)}
-        return facts | {"batch_size": pairs.batch_size, "balanced": pairs.balanced, "crop": self.crop}
+        return {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "precision": str(trainer.precision),
+            "train": dataset_settings(pairs.train),
+            "val": dataset_settings(pairs.val),
+            "batch_size": pairs.batch_size,
+            "balanced": pairs.balanced,
+            "crop": self.crop,
+        }
 
     def _opened(self, stream: Stream) -> Stream:
         """The same stream with every image of training and validation."""
@@ -140,7 +149,7 @@ class TrainingData:
             raise InputError("resize", rule.resize, "train with pad or pad_end, whose padding can be cut off")
         if pairs.train is None or pairs.val is None:
             raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
-        if Row.of("", "probe", self.features).needs_calibration:
+        if self.features.needs_calibration:
             stream.calibrate(pairs.calibration)
         stream.open(pairs.train)
         stream.open(pairs.val)

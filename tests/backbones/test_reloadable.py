@@ -5,9 +5,11 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ditf_probe.backbones.base import Backbone
@@ -138,3 +140,69 @@ def test_small_ones_stay_up_to_a_size(dit_loads: Loads, flux_loads: Loads, image
     for backbone in (dit, flux, dit):
         backbone(images, **RUN)
     assert len(dit_loads.loaded) == len(flux_loads.loaded) == 2
+
+
+def outlined(loads: Loads, slot: ModelSlot, **options: Any) -> ReloadableBackbone:
+    """A backbone that is described without being loaded."""
+    outline = partial(load_backbone, loads.folder, device="cpu", **options)
+    return ReloadableBackbone(loads, slot, outline=lambda loaded: outline(loaded=loaded), device=torch.device("cpu"))
+
+
+def test_an_outline_says_all_that_the_backbone_says(
+    dit_loads: Loads, flux_loads: Loads, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loads in (dit_loads, flux_loads):
+        backbone, expected = outlined(loads, ModelSlot(room=0)), load_backbone(loads.folder, device="cpu")
+        assert backbone.settings() == expected.settings()
+        control = backbone.untrained(seed=3)
+        assert control.settings() == expected.untrained(seed=3).settings()
+        for one in (backbone, control):
+            for name in Backbone.__annotations__:
+                if name != "name":
+                    assert getattr(one, name) == getattr(expected, name)
+            assert one.device == torch.device("cpu")
+            assert [one.taps(i) for i in range(4)[: one.num_blocks]] == [
+                expected.taps(i) for i in range(4)[: one.num_blocks]
+            ]
+        assert loads.loaded == [], "nothing was loaded for it"
+        assert_equal_runs(backbone, expected, images)
+        assert_equal_runs(control, expected.untrained(seed=3), images)
+        assert len(loads.loaded) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("part", [{}, {"last_block": 1, "last_tap": "mlp"}])
+def test_an_outline_of_a_pipeline(
+    make_dit: Callable[..., nn.Module], make_vae: Callable[..., nn.Module], tmp_path: Path, dtype: str, part: Any
+) -> None:
+    """With an autoencoder, whose weights tell the control apart, in every dtype and truncated."""
+    make_dit(in_channels=4, patch_size=2).save_pretrained(tmp_path / "pipeline" / "transformer")
+    make_vae().save_pretrained(tmp_path / "pipeline" / "vae")
+    load = partial(load_backbone, tmp_path / "pipeline", device="cpu", dtype=dtype, **part)
+    whole = load()
+    for loaded in ("none", "autoencoder"):
+        outline = load(loaded=loaded)
+        assert outline.settings() == whole.settings()
+        there = [(n, p.dtype, p.shape) for n, p in whole.named_parameters()]
+        assert [(n, p.dtype, p.shape) for n, p in outline.named_parameters()] == there
+        held = {name for name, weight in outline.named_parameters() if not weight.is_meta}
+        assert held == {name for name, _, _ in there if loaded == "autoencoder" and name.startswith("latents.")}
+    control = load(loaded="autoencoder").untrained(5)
+    assert control.settings() == whole.untrained(5).settings()
+
+
+def test_what_cannot_be_told_from_its_configuration_has_no_outline(tmp_path: Path) -> None:
+    for backbone in ("timm/vit_tiny_patch16_224",):
+        with pytest.raises(InputError, match="loaded"):
+            load_backbone(backbone, loaded="none")
+    with pytest.raises(InputError, match="loaded"):
+        load_backbone("ditf-tiny", loaded="some")  # type: ignore[arg-type]  # no such choice
+
+
+def test_missing_weights_are_refused_by_an_outline(dit_loads: Loads) -> None:
+    file = dit_loads.folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="no tensor"):
+        outlined(dit_loads, ModelSlot(room=0))

@@ -75,6 +75,23 @@ def test_the_streams_are_those_of_a_bank_without_a_store(
     assert torch.equal(together[0], together[2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_image_is_read_without_a_copy(planted: Make, dataset: Any, tmp_path: Path, dtype: str) -> None:
+    """From the mapped file to the feature map; the only new memory is that of a conversion."""
+    extractor = FeatureExtractor(planted(modulated=False), blocks=[0, 1], timestep=1, modulation="none")
+    stored(extractor, tmp_path, dtype=dtype).fill(dataset, batch_size=3)
+    bank = stored(extractor, tmp_path, dtype=dtype)
+    bank.fill(dataset)
+    for image_id in IDS:
+        tapped = bank.tapped([image_id])
+        maps = extractor.features(tapped)
+        for block, found in tapped.items():
+            name, row = bank.store._places[block][image_id]
+            mapped = bank.store._shard(name).tensor(f"{block}.hidden_states")[row]
+            assert found.hidden_states.data_ptr() == mapped.data_ptr()
+            assert (maps[block].data_ptr() == mapped.data_ptr()) == (dtype == "float32")
+
+
 def test_only_what_is_missing_is_computed(extractor: FeatureExtractor, dataset: Any, tmp_path: Path) -> None:
     stored(extractor, tmp_path).fill(dataset, ["image3", "image0"])
     bank = stored(extractor, tmp_path)
@@ -262,7 +279,8 @@ def test_what_a_definition_depends_on(planted: Make) -> None:
     base = address()
     for alike in (
         {"blocks": [0, 1]}, {"modulation": "none"}, {"discard": "pre_norm"}, {"massive_channels": [1]},
-        {"massive_ratio": 7.0}, {"position_debias": "svd"}, {"debias_images": 2},
+        {"massive_ratio": 7.0}, {"position_debias": "svd"}, {"debias_images": 2}, {"massive_count": 3},
+        {"channel_choice": "random"}, {"channel_seed": 1}, {"whiten_shrinkage": 0.5}, {"modulation": "whiten"},
     ):  # fmt: skip
         assert address(**alike) == base, alike
     others = [
@@ -299,5 +317,6 @@ def test_no_setting_of_an_extractor_is_forgotten(planted: Make) -> None:
     """A setting that is neither made from a stream nor part of the definition would mix different streams."""
     extractor = FeatureExtractor(planted(), blocks=[1], timestep=1)
     later = {"blocks", "modulation", "discard", "massive_channels", "massive_ratio"}
+    later |= {"massive_count", "channel_choice", "channel_seed", "whiten_shrinkage"}
     later |= {"position_debias", "debias_components", "debias_images"}
     assert set(FeatureSettings.__dataclass_fields__) - later <= definition_of(extractor, "float32").keys()

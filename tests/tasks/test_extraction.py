@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_an_unreadable_photo_is_one_line(
     with pytest.raises(InputError, match=r"3\.png"):
         trainer().predict(ExtractionTask(replace(settings, num_workers=workers)), ImageModule({"photos": photos}))
     assert not list(Path(str(settings.store)).rglob(".*"))
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_a_disk_that_is_full_stops_the_run(
+    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Though writing is done in a thread of its own; also when it is the last batch that cannot be written."""
+    write, calls = FeatureStore.write, []
+
+    def full(self: FeatureStore, *batch: Any) -> None:
+        calls.append(threading.get_ident())
+        if len(calls) > failing:
+            raise InputError("store", str(self.folder), "cannot be written to (No space left on device)")
+        write(self, *batch)
+
+    monkeypatch.setattr(FeatureStore, "write", full)
+    with pytest.raises(InputError, match="No space left"):
+        trainer().predict(ExtractionTask(settings), ImageModule({"photos": photos}))
+    assert len(calls) == failing + 1, "nothing is written after it"
+    assert threading.get_ident() not in calls
+    (store,) = Path(str(settings.store)).iterdir()
+    assert len(list(store.glob("*.safetensors"))) == failing
 
 
 def test_refusals(settings: BackboneFeatures, pairs: PairDataModule, photos: PhotoFolder, trainer: Trainer) -> None:

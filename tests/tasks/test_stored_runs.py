@@ -12,15 +12,20 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import multiprocessing
 
+from ditf_probe.backbones import known_hashes
 from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.comparison.predictions_files import write_predictions
 from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.data.image_module import ImageModule
 from ditf_probe.errors import InputError
 from ditf_probe.metrics.predictions import COLUMNS
 from ditf_probe.probes import LinearProbe
-from ditf_probe.tasks import CorrespondenceTask, ProbeTask
+from ditf_probe.tasks import CorrespondenceTask, ExtractionTask, ProbeTask, models
 from ditf_probe.tasks.settings import BackboneFeatures
 
 ROWS = ["raw", "adaln+discard_post", "adaln+debias", "rgb", "untrained"]
@@ -107,6 +112,75 @@ def test_a_store_that_lacks_images_is_one_line(
         InputError, match=r"holds no such features, the closest are .*: timestep \(200 there, 300 here\)"
     ):
         compare(replace(features, store=store, timestep=300, store_only=True), pairs, trainer, tmp_path)
+
+
+@pytest.fixture
+def folder(weights: Path, tmp_path: Path) -> Path:
+    """The transformer of the small backbone as a diffusers folder, without its class embedding."""
+    folder = tmp_path / "transformer"
+    TinyDenoiser.load(weights).transformer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_over_a_full_store_no_weights_are_loaded(
+    features: BackboneFeatures, folder: Path, pairs: PairDataModule, trainer: Trainer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, kind: str,
+) -> None:  # fmt: skip
+    """Neither those of the model, nor, to tell stores apart, their hash; until the weights are others."""
+    monkeypatch.setenv("DITF_PROBE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(known_hashes, "SMALLEST", 1)
+    monkeypatch.setattr(known_hashes, "_SETTLED", -1.0)
+    file = tmp_path / "small.safetensors"
+    file.write_bytes(Path(features.backbone).read_bytes())
+    kept = replace(features, backbone=str(file), store=str(tmp_path / "store"))
+    if kind == "folder":
+        kept, file = replace(kept, backbone=str(folder)), folder / "diffusion_pytorch_model.safetensors"
+    loads, hashed = count_loads(monkeypatch)
+    first = compare(kept, pairs, trainer, tmp_path)
+    assert len(loads) == 1
+    assert hashed == [file]
+    second = compare(kept, pairs, trainer, tmp_path)
+    assert_equal(first, second)
+    assert len(loads) == 1, "the second run has loaded nothing"
+    assert hashed == [file], "nor read the weights for their hash"
+    task = ExtractionTask(kept, untrained=True)
+    sources = {name: source for name, source in pairs.test.items() if name == "synthetic"}
+    trainer().predict(task, ImageModule(sources))
+    assert [done.computed for done in task.result()] == [0, 0]
+    assert len(loads) == 1
+    stores = len(list((tmp_path / "store").iterdir()))
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("x_embedder.weight"))
+    tensors[name] = -tensors[name]
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(tensors, file, metadata)
+    with pytest.raises(InputError, match=r"closest are .*weights_sha256"):
+        compare(replace(kept, store_only=True), pairs, trainer, tmp_path)
+    compare(kept, pairs, trainer, tmp_path)
+    assert len(loads) == 2
+    assert len(list((tmp_path / "store").iterdir())) == stores + 1, "of the model; its untrained control is the same"
+
+
+def count_loads(patch: pytest.MonkeyPatch) -> tuple[list[str], list[Path]]:
+    """Backbones that are loaded with their weights, and files that are read for their hash."""
+    loads: list[str] = []
+    hashed: list[Path] = []
+    load, read = models.load_backbone, known_hashes._read
+
+    def loaded(name: str, **options: Any) -> Any:
+        if options.get("loaded", "all") == "all":
+            loads.append(name)
+        return load(name, **options)
+
+    def recorded(path: Path) -> str:
+        hashed.append(path)
+        return read(path)
+
+    patch.setattr(models, "load_backbone", loaded)
+    patch.setattr(known_hashes, "_read", recorded)
+    return loads, hashed
 
 
 def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:

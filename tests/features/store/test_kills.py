@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from ditf_probe.features.store import FeatureStore
+from ditf_probe.features.store.behind import WriteBehind
 from ditf_probe.features.store.care import rubbish, verify
 
 KILLS, BATCH = 50, 4
@@ -27,11 +30,13 @@ def write_on(root: Path, definition: dict[str, Any], streams: Any, first: int, t
         told.send(start)
 
 
-def kill_one(root: Path, definition: dict[str, Any], streams: Any, first: int, delay: float) -> list[int]:
+def kill_one(
+    root: Path, definition: dict[str, Any], streams: Any, first: int, delay: float, write: Any = write_on
+) -> list[int]:
     """Starts a writer, kills it after a while, and returns the first number of every batch that it told of."""
     context = multiprocessing.get_context("fork")
     heard, told = context.Pipe(duplex=False)
-    process = context.Process(target=write_on, args=(root, definition, streams, first, told))
+    process = context.Process(target=write, args=(root, definition, streams, first, told))
     process.start()
     told.close()
     heard.recv()
@@ -75,6 +80,54 @@ def test_fifty_kills(tmp_path: Path, definition: dict[str, Any], streams: Any) -
         path.unlink()
     assert not list(store.folder.glob(".*"))
     streams.check(FeatureStore(tmp_path, definition), sorted(kept)[::7], [3, 4])
+
+
+def write_behind(root: Path, definition: dict[str, Any], streams: Any, first: int, told: Connection) -> None:
+    """As `write_on`, each batch in a thread while the next one is made; tells of what is made, and of what is written.
+
+    A batch takes as long to make as to write, as far as that can be said.
+    """
+    torch.set_num_threads(1)
+    store, lock = FeatureStore(root, definition), threading.Lock()
+
+    def tell(what: Any) -> None:
+        with lock:
+            told.send(what)
+
+    def write(numbers: range, blocks: Any) -> None:
+        store.write([f"image{n}" for n in numbers], [streams.size] * BATCH, blocks)
+        tell(("written", numbers.start))
+
+    told.send(None)
+    with WriteBehind() as behind:
+        for start in range(first, first + 10_000, BATCH):
+            numbers = range(start, start + BATCH)
+            blocks = streams.blocks(numbers, [3, 4])
+            tell(("made", start))
+            behind.put(partial(write, numbers, blocks))
+
+
+def test_a_writer_in_the_background_loses_two_batches_at_most(
+    tmp_path: Path, definition: dict[str, Any], streams: Any
+) -> None:
+    """The one that is being written and the one that is being computed, or waits to be written."""
+    draw = random.Random(1)
+    lost, total = [], 0
+    for attempt in range(20):
+        first = attempt * 10_000
+        told: Any = kill_one(tmp_path, definition, streams, first, draw.uniform(0, 0.06), write_behind)
+        made, written = ([start for kind, start in told if kind == name] for name in ("made", "written"))
+        store = FeatureStore(tmp_path, definition)
+        there = {int(key.removeprefix("image")) for key in store.entries()} & set(range(first, first + 10_000))
+        assert {start + row for start in written for row in range(BATCH)} <= there
+        assert there == set(range(first, first + len(there))), "written in order"
+        assert len(there) % BATCH == 0
+        assert store.damaged == []
+        streams.check(store, sorted(there), [3, 4])
+        lost.append(len(made) - len(there) // BATCH)
+        total += len(written)
+    assert max(lost) <= 2
+    assert total > 10
 
 
 def test_nothing_is_read_while_it_is_written(tmp_path: Path, definition: dict[str, Any], streams: Any) -> None:

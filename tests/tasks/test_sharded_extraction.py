@@ -1,0 +1,130 @@
+"""Extraction with a transformer that two ranks divide: the same entries, each written once, in equally many passes."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+from torch import multiprocessing
+
+from ditf_probe.backbones.diffusion import DiffusionBackbone
+from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.data.image_module import ImageModule
+from ditf_probe.data.photo_folder import PhotoFolder
+from ditf_probe.errors import InputError
+from ditf_probe.features.loading import in_step
+from ditf_probe.features.store import FeatureStore
+from ditf_probe.features.store.manifest import read_manifest
+from ditf_probe.tasks import ExtractionTask
+from ditf_probe.tasks.settings import BackboneFeatures
+
+Trainer = Callable[..., L.Trainer]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> PhotoFolder:
+    """Five photos of two sizes, so that ranks have batches of different length and number."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(32, 24), (24, 32), (32, 24), (32, 24), (32, 24)]):
+        pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return PhotoFolder(str(folder))
+
+
+@pytest.fixture
+def settings(features: BackboneFeatures, weights: Path, tmp_path: Path) -> BackboneFeatures:
+    """The transformer of the small backbone as a diffusers folder."""
+    TinyDenoiser.load(weights).transformer.save_pretrained(tmp_path / "transformer")
+    chosen = replace(features, backbone=str(tmp_path / "transformer"), blocks=[0, 2], tap="attention", image_size=None)
+    return replace(chosen, ensemble=3, batch_size=2, options={"max_batch": 4}, num_workers=0)
+
+
+def _process(rank: int, port: int, settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    passes: list[int] = []
+    run = DiffusionBackbone._run
+
+    def counted(self: Any, taps: Any, batch: Any, draws: range) -> Any:
+        passes.append(len(batch) * len(draws))
+        assert type(self.transformer).__name__.startswith("FSDP")
+        return run(self, taps, batch, draws)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionBackbone, "_run", counted)
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, enable_checkpointing=False, **quiet)
+        task = ExtractionTask(settings, shard_model=True)
+        trainer.predict(task, ImageModule({"photos": photos}))
+        found = {"passes": passes, "computed": task.result()[0].computed}
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+def on_two_ranks(settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start: Callable[..., Any] = multiprocessing.start_processes
+    start(_process, args=(port, settings, photos, folder), nprocs=2, start_method="fork")
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def opened(root: Path) -> FeatureStore:
+    (folder,) = root.iterdir()
+    return FeatureStore(folder, read_manifest(folder)["definition"], create=False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_divided_model_fills_the_same_store(
+    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path, dtype: str
+) -> None:
+    settings = replace(settings, dtype=dtype)
+    whole, divided = (replace(settings, store=str(tmp_path / name)) for name in ("whole", "divided"))
+    trainer().predict(ExtractionTask(whole), ImageModule({"photos": photos}))
+    first, second = on_two_ranks(divided, photos, tmp_path)
+    assert len(first["passes"]) == len(second["passes"]) > 0
+    assert first["computed"] == second["computed"] == 5
+    one, two = opened(tmp_path / "whole"), opened(tmp_path / "divided")
+    assert one.folder.name == two.folder.name, "how it was computed is no part of the definition"
+    written = [
+        key
+        for file in two.folder.glob("*.jsonl")
+        for line in file.read_text().splitlines()
+        for key in json.loads(line)["keys"]
+    ]
+    assert sorted(written) == sorted(one.entries()), "each image once"
+    for key in one.entries():
+        a, b = one.read(key, settings.blocks), two.read(key, settings.blocks)
+        for block in settings.blocks:
+            for name in ("hidden_states", "shift", "scale", "gate"):
+                x, y = getattr(a[block], name), getattr(b[block], name)
+                torch.testing.assert_close(x, y, rtol=0, atol=1e-6 if dtype == "float32" else 0.05)
+    again = on_two_ranks(divided, photos, tmp_path)
+    assert [rank["passes"] for rank in again] == [[], []]
+
+
+def test_refusals(settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path) -> None:
+    settings = replace(settings, store=str(tmp_path / "store"))
+    with pytest.raises(InputError, match="untrained"):
+        ExtractionTask(settings, shard_model=True, untrained=True)
+    with pytest.raises(InputError, match="single rank has nothing to divide"):
+        trainer().predict(ExtractionTask(settings, shard_model=True), ImageModule({"photos": photos}))
+
+
+def test_ranks_stay_in_step() -> None:
+    divided = [[["a", "b"], ["c"]], [["d"], ["e", "f"], ["g"]], []]
+    found = [in_step(divided, rank) for rank in range(3)]
+    assert found[0] == ([["a", "b"], ["c"], ["g"]], [2, 1, 0])
+    assert found[1] == ([["e", "f"], ["d"], ["g"]], [2, 1, 1])
+    assert found[2] == ([["a", "a"], ["c"], ["g"]], [0, 0, 0])
+    assert in_step([[], []], 0) == ([], [])
