@@ -60,6 +60,10 @@ def normed(token: Tensor) -> Tensor:
     return (token - token.mean()) / (token.var(unbiased=False) + 1e-6).sqrt()
 
 
+def spread(token: Tensor) -> Tensor:
+    return (token.var(unbiased=False) + 1e-6).sqrt()
+
+
 def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -80,7 +84,7 @@ def bottleneck(branch: nn.Module, x: Tensor, row: int, column: int) -> Tensor:
         for dx in (-1, 0, 1):
             y, z = min(max(row + dy, 0), height - 1), min(max(column + dx, 0), width - 1)
             total = total + branch.mix.weight[:, :, dy + 1, dx + 1] @ gelu(dense(branch.reduce, normed(x[:, y, z])))
-    return dense(branch.expand, gelu(total))
+    return spread(x[:, row, column]) * dense(branch.expand, gelu(total))
 
 
 def convolved(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def convolved(residual: nn.Module, steps: Tensor) -> Tensor:
             if 0 <= t + k < len(steps):
                 found = found + residual.convolve.weight[:, :, k + 1, 0, 0] @ reduced[t + k]
         total = total + residual.readout[:, t] * gelu(found)
-    return dense(residual.expand, total)
+    return spread(steps.mean(0)) * dense(residual.expand, total)
 
 
 def attended(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ def attended(residual: nn.Module, steps: Tensor) -> Tensor:
     answer = sum(
         score / scores.sum() * dense(residual.value, token) for score, token in zip(scores, tokens, strict=True)
     )
-    return dense(residual.expand, gelu(answer))
+    return spread(steps.mean(0)) * dense(residual.expand, gelu(answer))
 
 
 def weighted(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -156,8 +160,9 @@ def test_mixtures_with_bottlenecks_and_timesteps(name: str) -> None:
                     layer = maps[block][1, t] if probe.per_timestep else maps[block][1]
                     token = dense(probe.projections[str(block)], normed(layer[:, row, column]))
                     if name == "layers":
-                        # The branch norms what is normed: the same but for the epsilon.
-                        token = token + bottleneck(probe.branches[str(block)], layer, row, column)
+                        rows = [[normed(layer[:, y, x]) for x in range(4)] for y in range(3)]
+                        whole = torch.stack([torch.stack(tokens, 1) for tokens in rows], 1)
+                        token = token + bottleneck(probe.branches[str(block)], whole, row, column)
                     expected += mixture[t * len(BLOCKS) + number] * token
             torch.testing.assert_close(found[1, :, row, column], expected, rtol=1e-3, atol=1e-4)
     by_step = mixture.reshape(steps, 2)
@@ -177,6 +182,15 @@ def test_fresh_heads_start_at_zero_shot_where_they_say_so(name: str) -> None:
         elif name in EXACT:
             cosines = [torch.cosine_similarity(x[0], x[1], dim=0) for x in (probe(maps), *zero_shot)]
             torch.testing.assert_close(cosines[0], (cosines[1] + cosines[2]) / 2)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@torch.no_grad()
+def test_residual_heads_follow_the_scale_of_their_features(name: str) -> None:
+    """So that a learning rate means the same for streams of any scale."""
+    probe = shaken(HEADS[name], [4])
+    maps = maps_for(probe)
+    torch.testing.assert_close(probe({4: 100 * maps[4]}), 100 * probe(maps), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", HEADS)
