@@ -52,8 +52,9 @@ def joined(blocks: int) -> int:
     ],
 )
 def test_costs_by_hand(probe: Probe, parameters: int, per_token: int) -> None:
-    # The softmax mode compares two softmax over its three weights, once for all tokens.
+    # Once for all tokens: two softmax over three weights and their difference, and scales from the weights of a gate.
     once = 2 * 3 + 3 if isinstance(probe, TimestepAggregation) else 0
+    once += 2 * parameters if isinstance(probe, ChannelGate) else 0
     assert probe_cost(probe, C, GRID) == ProbeCost(parameters, per_token * N + once)
 
 

@@ -119,7 +119,7 @@ def slow(name: str, probe: Probe, block: int, layer: Tensor, row: int, column: i
     """What a head makes of one block at one token of one image, `(C, h, w)` or `(T, C, h, w)`."""
     x, key = layer[..., row, column], str(block)
     if name == "gate":
-        return x * probe.scales[key]
+        return x * (1 + 10 * probe.weights[key])
     if name == "bottleneck":
         return x + bottleneck(probe.branches[key], layer, row, column)
     if name == "low_rank":
@@ -306,6 +306,7 @@ def test_wrong_input_is_named(name: str) -> None:
         (lambda: ChannelGate(6, [1], l1=-1.0), "l1"),
         (lambda: ChannelGate(6, [1], l1=math.nan), "l1"),
         (lambda: ChannelGate(6, [1], threshold=1.0), "threshold"),
+        (lambda: ChannelGate(6, [1], rate=0.0), "rate"),
         (lambda: BottleneckProbe(6, [1], width=0), "width"),
         (lambda: BottleneckProbe(6, [1, 1]), "blocks"),
         (lambda: LowRankAdapter(6, [1], rank=0), "rank"),
@@ -355,8 +356,8 @@ def test_penalty_sees_ratios_of_scales_only() -> None:
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(0.5)  # its largest value: all scales are equal
     with torch.no_grad():
-        gate.scales["4"].copy_(torch.tensor([3.0, 0.0, 0.0, -4.0]))
-        gate.scales["1"].fill_(0.01)
+        gate.weights["4"].copy_((torch.tensor([3.0, 0.0, 0.0, -4.0]) - 1) / 10)
+        gate.weights["1"].fill_(-0.099)
         # Mean magnitude 7/4 over the root mean square 5/2, and 1 for the equal ones.
         assert float(gate.penalty()) == pytest.approx(0.5 * (0.7 + 1) / 2)
     assert ChannelGate(4, [1]).penalty() is None
@@ -367,7 +368,7 @@ def test_training_with_the_penalty_closes_the_channels_that_say_nothing() -> Non
     """Two channels tell points apart, the others are noise that is drawn anew in every image."""
     torch.manual_seed(0)
     gate = ChannelGate(CHANNELS, [4], l1=0.3)
-    optimiser = torch.optim.Adam(gate.parameters(), lr=0.05)
+    optimiser = torch.optim.Adam(gate.parameters(), lr=0.005)
     for _ in range(120):
         what = torch.randn(1, 2, 4, 4)
         source, target = (torch.cat([what, 2 * torch.randn(1, 4, 4, 4)], 1)[:, [2, 0, 3, 4, 1, 5]] for _ in range(2))
