@@ -87,7 +87,8 @@ class ChannelGate(Probe):
 
     def scale(self, block: int) -> Tensor:
         """The scales of the channels of one block, `(C,)`."""
-        return 1 + self.rate * self.weights[str(block)]
+        weights: Tensor = self.weights[str(block)]
+        return 1 + self.rate * weights
 
     def penalty(self) -> Tensor | None:
         """`l1` times the mean magnitude of the scales over their root mean square, from 1 / sqrt(C) to 1.
