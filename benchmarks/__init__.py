@@ -1,1 +1,1 @@
-"""Measurements and checks: `python -m benchmarks NAME --help`. Results of `matching` and `store` are in RESULTS.md."""
+"""Measurements and checks: `python -m benchmarks NAME --help`. Results are in RESULTS.md."""

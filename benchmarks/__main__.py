@@ -2,10 +2,15 @@
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from ditf_probe.errors import InputError
 
-NAMES = ("matching", "model_card", "near_duplicates", "store")
+NAMES = sorted(  # files with an entry point; the others are shared
+    file.stem
+    for file in Path(__file__).parent.glob("[!_]*.py")
+    if "\ndef main(arguments: list[str])" in file.read_text(encoding="utf-8")
+)
 USAGE = f"usage: python -m benchmarks {{{','.join(NAMES)}}} [--help] ..."
 
 

@@ -9,27 +9,22 @@ many entries as asked for, whose streams are as small as can be: what counts the
 """
 
 import argparse
-import json
 import shutil
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.arguments import positive
+from benchmarks.arguments import add_sizes, checked, measuring_parser
+from benchmarks.measuring import console, in_turns, ratio, report, seconds, table, three, timed
 from ditf_probe.backbones.base import Norm, TappedBlock
 from ditf_probe.devices import DTYPES
 from ditf_probe.features.store import FeatureStore
-from ditf_probe.files import ensure_writable, write_text
+from ditf_probe.files import ensure_writable
 
 BLOCK = 0
 DEFINITION: dict[str, Any] = {"backbone": {"class": "Benchmark"}, "timestep": 0, "dtype": "any"}
@@ -45,12 +40,6 @@ def batch(images: int, tokens: int, channels: int, dtype: torch.dtype, seed: int
 
 def parts(block: TappedBlock) -> dict[str, Tensor]:
     return {name: getattr(block, name) for name in ("hidden_states", "shift", "scale", "gate")}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def touch(tensors: Any) -> float:
@@ -90,13 +79,13 @@ def measure_throughput(folder: Path, options: argparse.Namespace) -> dict[str, A
                 for key in names:
                     touch(parts(opened.read(key, [BLOCK])[BLOCK]).values())
 
-        for name, work in (
-            *(("write_plain", write_plain), ("write_store", write_store)),
-            *(("read_plain", read_plain), ("read_store", read_store)),
-        ):
-            taken = seconds(work)
+        works: dict[str, Any] = {
+            **{"write_plain": write_plain, "write_store": write_store},
+            **{"read_plain": read_plain, "read_store": read_store},
+        }
+        for name, taken in in_turns(works, repeats=1, warmups=0).items():
             if repeat:  # the first is a warm-up
-                found[name].append(taken)
+                found[name] += taken
         for path in (plain, root):
             shutil.rmtree(path)
     found["bytes"] = options.batches * sum(tensor.nbytes for tensor in parts(block).values())
@@ -110,85 +99,57 @@ def measure_opening(folder: Path, options: argparse.Namespace) -> dict[str, Any]
     for start in range(0, options.entries, options.batch_size):
         keys = [f"dataset/category/{number:08d}.jpg" for number in range(start, start + options.batch_size)]
         store.write(keys, [(375, 500)] * len(keys), {BLOCK: block})
-    taken, counts = [], set()
-    for _ in range(options.repeats):
-        start_time = time.perf_counter()
-        opened = FeatureStore(folder / "many", DEFINITION, create=False)
-        taken.append(time.perf_counter() - start_time)
-        counts.add(len(opened))
-    return {"open": taken, "entries": counts.pop(), "shards": len(list(store.folder.glob("*.safetensors")))}
+    opened: list[int] = []
+    taken = [
+        seconds(lambda: opened.append(len(FeatureStore(folder / "many", DEFINITION, create=False))))
+        for _ in range(options.repeats)
+    ]
+    return {"open": taken, "entries": opened[-1], "shards": len(list(store.folder.glob("*.safetensors")))}
 
 
 def summarise(found: dict[str, Any]) -> dict[str, Any]:
     """Adds min, median and max of every measurement, and the ratios of paired runs."""
-    results: dict[str, Any] = {}
-    for name, taken in found.items():
-        if isinstance(taken, list):
-            results[name] = {"seconds": taken, **spread(taken)}
+    results: dict[str, Any] = {name: timed(taken) for name, taken in found.items() if isinstance(taken, list)}
     for verb in ("write", "read"):
-        pairs = zip(found[f"{verb}_plain"], found[f"{verb}_store"], strict=True)
-        results[f"{verb}_ratio"] = spread([plain / store for plain, store in pairs])
+        results[f"{verb}_ratio"] = ratio(found[f"{verb}_plain"], found[f"{verb}_store"])
     return results | {name: value for name, value in found.items() if not isinstance(value, list)}
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-def table(results: dict[str, Any], options: argparse.Namespace) -> Table:
+def results_table(results: dict[str, Any], options: argparse.Namespace) -> Table:
     title = (
         f"{options.batches} batches of {options.batch_size} images, {options.tokens} tokens, {options.channels} "
         f"channels, {options.dtype}, {results['bytes'] / 1e6:.0f} MB, {options.threads} threads, "
         f"torch {torch.__version__}"
     )
-    found = Table(title=title)
-    for column in ("", "min", "median", "max", "MB/s"):
-        found.add_column(column, justify="right" if column else "left")
+    rows = []
     for name in ("write_plain", "write_store", "read_plain", "read_store"):
-        result = results[name]
-        times = [f"{result[key]:.3f} s" for key in ("min", "median", "max")]
-        found.add_row(name.replace("_", ", "), *times, f"{results['bytes'] / 1e6 / result['median']:.0f}")
+        speed = f"{results['bytes'] / 1e6 / results[name]['median']:.0f}"
+        rows.append([name.replace("_", ", "), *three(results[name], unit=" s"), speed])
     for verb in ("write", "read"):
-        ratios = [f"{results[f'{verb}_ratio'][key]:.2f}" for key in ("min", "median", "max")]
-        found.add_row(f"{verb}, store over plain", *ratios, "")
-    times = [f"{results['open'][key]:.3f} s" for key in ("min", "median", "max")]
-    found.add_row(f"open {results['entries']:,} entries in {results['shards']:,} shards", *times, "")
-    return found
+        rows.append([f"{verb}, store over plain", *three(results[f"{verb}_ratio"], ".2f"), ""])
+    name = f"open {results['entries']:,} entries in {results['shards']:,} shards"
+    rows.append([name, *three(results["open"], unit=" s"), ""])
+    return table(title, ("", "min", "median", "max", "MB/s"), rows)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "python -m benchmarks store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--batches", type=positive, default=16, help="of images, each a file (default 16)")
-    made.add_argument("--batch-size", type=positive, default=16, help="images per batch (default 16)")
-    made.add_argument("--tokens", type=positive, default=1200, help="per image (default 1200, a 40x30 grid)")
-    made.add_argument("--channels", type=positive, default=1024, help="of the stream (default 1024)")
+    made = measuring_parser("store", __doc__)
+    sizes = [("batches", 16, "of images, each a file"), ("batch-size", 16, "images per batch")]
+    sizes += [("tokens", 1200, "per image; 1200 is a 40x30 grid"), ("channels", 1024, "of the stream")]
+    add_sizes(made, [*sizes, ("entries", 100_000, "of the store to open")])
     made.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the stream (default bfloat16)")
-    made.add_argument("--entries", type=positive, default=100_000, help="of the store to open (default 100000)")
-    made.add_argument("--repeats", type=positive, default=5, help="measured runs (default 5)")
-    made.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of torch (default: its own)")
     made.add_argument("--folder", type=Path, help="on the disk to measure (default: that of temporary files)")
-    made.add_argument("--json", type=Path, help="also write the numbers to this file")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.json:
-        ensure_writable(options.json.parent, "--json")
+    options = checked(parser().parse_args(arguments))
     if options.folder:
         ensure_writable(options.folder, "--folder")
-    console = Console(width=None if sys.stdout.isatty() else 140)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="store-benchmark-") as folder:
-        with console.status("throughput ..."):
+        with console().status("throughput ..."):
             found = measure_throughput(Path(folder), options)
-        with console.status("opening ..."):
+        with console().status("opening ..."):
             found |= measure_opening(Path(folder), options)
     results = summarise(found)
-    console.print(table(results, options))
-    if options.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        del settings["json"]
-        write_text(options.json, json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    report([results_table(results, options)], options, results)

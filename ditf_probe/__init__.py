@@ -24,6 +24,7 @@ _HOME = {
     "PairDataModule": "data.datamodule",
     "PairDataset": "data.pairs",
     "PercentageCorrectKeypoints": "metrics.pck",
+    "ProbedBackbone": "inference.probed",
     "PromptEmbeddings": "conditions",
     "PromptEncoder": "backbones.prompts",
     "Protocol": "protocols",
@@ -34,6 +35,7 @@ _HOME = {
     "discard_channels": "features.modulation",
     "find_massive_channels": "features.modulation",
     "load_backbone": "backbones.loading",
+    "load_features": "inference.features",
     "match_by_rule": "matching",
     "match_keypoints": "matching",
     "modulate": "features.modulation",
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from ditf_probe.features.modulation import discard_channels as discard_channels
     from ditf_probe.features.modulation import find_massive_channels as find_massive_channels
     from ditf_probe.features.modulation import modulate as modulate
+    from ditf_probe.inference.features import load_features as load_features
+    from ditf_probe.inference.probed import ProbedBackbone as ProbedBackbone
     from ditf_probe.matching import MatchingRule as MatchingRule
     from ditf_probe.matching import match_by_rule as match_by_rule
     from ditf_probe.matching import match_keypoints as match_keypoints

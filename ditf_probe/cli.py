@@ -15,7 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ditf_probe.comparison import report, report_from_predictions, report_measured
+from ditf_probe.callbacks.pictures import log_picture
+from ditf_probe.comparison import ablation_pictures, report, report_from_predictions, report_measured
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable
@@ -80,7 +81,8 @@ class EvaluateCLI(DiTFProbeCLI):
         if isinstance(self.model, CorrespondenceTask):
             result = self.model.result()
             if self.trainer.is_global_zero:
-                report(result, run_dir)
+                for name, picture in ablation_pictures(report(result, run_dir)).items():
+                    log_picture(self.trainer, f"{name}/ablation", picture)
         elif isinstance(self.model, ImageTask):
             measured = self.model.result()
             if self.trainer.is_global_zero:
@@ -185,3 +187,7 @@ def _from_predictions(words: list[str]) -> None:
     parser = argparse.ArgumentParser("eval.py", description="Recompute the comparison of a finished run.")
     parser.add_argument("--from-predictions", metavar="RUN_DIR", required=True, type=Path)
     report_from_predictions(parser.parse_args(words).from_predictions)
+
+
+if __name__ == "__main__":  # `python -m ditf_probe.cli VERB ...`, where the scripts are not at hand
+    (train if sys.argv[1:2] == ["fit"] else evaluate)()

@@ -12,8 +12,8 @@ FLOORS = {
     "data": 2, "backbones": 2, "metrics": 2, "matching": 2, "pictures": 2,
     "features": 3, "losses": 3, "protocols": 3,
     "tasks": 4, "selection": 4,
-    "comparison": 5, "callbacks": 5,
-    "cli": 6, "commands": 7, "__main__": 8, "__init__": 8,
+    "comparison": 5, "callbacks": 5, "inference": 5,
+    "cli": 6, "sweeping": 7, "commands": 8, "__main__": 9, "__init__": 9,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -22,6 +22,12 @@ def test_import_is_lazy() -> None:
     assert not {"torch", "lightning", "diffusers", "matplotlib"} & modules_after("import ditf_probe")
 
 
+def test_trained_probes_need_no_lightning() -> None:
+    loaded = modules_after("from ditf_probe import ProbedBackbone, load_features")
+    assert "torch" in loaded
+    assert "lightning" not in loaded
+
+
 def test_help_of_the_command_needs_no_lightning() -> None:
     code = "from ditf_probe.commands import main\ntry: main(['--help'])\nexcept SystemExit as end: assert end.code == 0"
     assert not {"torch", "lightning", "diffusers"} & modules_after(code)

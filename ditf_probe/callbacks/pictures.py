@@ -8,13 +8,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 
 from ditf_probe.data.pairs import Pair, PairDataset
 from ditf_probe.errors import InputError
-from ditf_probe.files import replacing
 from ditf_probe.metrics.predictions import Predictions
-from ditf_probe.pictures import match_picture
+from ditf_probe.pictures import match_picture, save_picture
 from ditf_probe.tasks.image_task import ImageTask
 
 T = TypeVar("T")
@@ -83,11 +81,16 @@ def keep_picture(trainer: L.Trainer, run_dir: Path, key: tuple[str, str, str], p
         picture: `(H, W, 3)` uint8.
     """
     name = "-".join(key).replace("/", "-")
-    with replacing(run_dir / "pictures" / f"{name}.png") as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    save_picture(run_dir / "pictures" / f"{name}.png", picture)
+    log_picture(trainer, "/".join(key), picture)
+
+
+def log_picture(trainer: L.Trainer, tag: str, picture: np.ndarray[Any, Any]) -> None:
+    """Shows a picture `(H, W, 3)` uint8 to TensorBoard, where a trainer logs to it."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image("/".join(key), picture, trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+            logger.experiment.flush()
 
 
 def spread(units: Mapping[int, str], count: int) -> list[int]:

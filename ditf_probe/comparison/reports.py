@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ditf_probe.comparison.ablation import ablation_tables, write_ablation
 from ditf_probe.comparison.costs import cost_table, costs_to_csv
 from ditf_probe.comparison.csv_files import breakdowns_to_csv, to_csv
 from ditf_probe.comparison.predictions_files import FOLDER, read_predictions, write_predictions
@@ -54,10 +55,16 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
     console = Console()
     # Piped output has no width of its own; a wrapped table is unreadable.
     console = console if console.is_terminal else Console(width=150)
-    for table in (*tables(comparison), *filter(None, map(cost_table, result.datasets))):
+    ablation = "ablation" in comparison["settings"]
+    if ablation:
+        write_ablation(comparison, run_dir)
+    shown = ablation_tables(comparison) if ablation else tables(comparison)
+    for table in (*shown, *filter(None, map(cost_table, result.datasets))):
         console.print(table)
         console.print()
     console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+    if ablation:
+        console.print(f"ablation    {run_dir / 'ablation.csv'}", soft_wrap=True)
     console.print(f"by category {run_dir / 'breakdowns.csv'}", soft_wrap=True)
     console.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
     if (run_dir / "pictures").is_dir():

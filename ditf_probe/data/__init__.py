@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ditf_probe.data.own import KeypointFolder
     from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
     from ditf_probe.data.pascal import PFPascal
+    from ditf_probe.data.per_category import Fraction
     from ditf_probe.data.planar import PlanarDataModule
     from ditf_probe.data.spair import SPair71k
     from ditf_probe.data.stereo import StereoMotorcycle
@@ -31,6 +32,7 @@ __all__ = [
     "TSS",
     "AP10KGeoAware",
     "COCOKeypoints",
+    "Fraction",
     "HPatches",
     "HeldOut",
     "KeypointFolder",
@@ -55,6 +57,7 @@ _MODULES = {
     "COCOKeypoints": "coco",
     "CUB200": "cub",
     "DAVIS": "davis",
+    "Fraction": "per_category",
     "HeldOut": "subsets",
     "HPatches": "hpatches",
     "KeypointFolder": "own",

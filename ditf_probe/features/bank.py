@@ -1,6 +1,6 @@
 """Tapped streams of many images in memory, so that an image is computed once and not once per pair."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from ditf_probe.devices import DTYPES
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.loading import equal_size_batches, prepared_loader
+from ditf_probe.features.settings import Modulate
 from ditf_probe.progress import progress
 
 GIBIBYTE = 2**30
@@ -153,17 +154,25 @@ class FeatureBank:
             found[index] = TappedBlock.join(parts, _joined).map(lambda x: x.to(device))
         return found
 
-    def calibrate(self, dataset: ImageSource, ids: Sequence[str] | None = None, **loading: Any) -> None:
+    def calibrate(
+        self,
+        dataset: ImageSource,
+        ids: Sequence[str] | None = None,
+        *,
+        modulations: Collection[Modulate] = (),
+        **loading: Any,
+    ) -> None:
         """Calibrates the extractor on images of a data set.
 
         Args:
             dataset: Calibration images; training images, never those of a test.
             ids: Which of them; all by default.
+            modulations: As in `FeatureExtractor.calibrate`.
             **loading: As in `fill`: num_workers, batch_size.
         """
         names = list(dict.fromkeys(dataset.image_sizes() if ids is None else ids))
         self.fill(dataset, names, **loading)
-        self.extractor.calibrate_tapped(self.tapped([name]) for name in names)
+        self.extractor.calibrate_tapped((self.tapped([name]) for name in names), modulations)
 
     def _check_budget(self, canvases: Sequence[tuple[int, int]]) -> None:
         needed = self.nbytes + self.estimate(canvases)

@@ -1,6 +1,6 @@
 """Images to DiTF features: prepare, run the backbone, modulate."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,14 +11,15 @@ from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, Tapped
 from ditf_probe.backbones.checks import check_condition, check_timesteps
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.features.batches import with_ids
-from ditf_probe.features.calibration import Calibration, calibrate, fit_mean, make_features
+from ditf_probe.features.calibration import Calibration
+from ditf_probe.features.channels import ChannelKind, ChannelPick
 from ditf_probe.features.debias import PositionBasis, project_out
+from ditf_probe.features.recipes import Recipes
 from ditf_probe.features.settings import (
     Discard,
     Modulate,
     PositionDebias,
     SizeRule,
-    check_channels,
     check_multiple,
     check_recipe,
     check_tap,
@@ -34,28 +35,26 @@ class FeatureExtractor:
         blocks: Block indices; negative ones count from the end.
         timestep: Noise level, 0 (clean) to `backbone.num_timesteps`; of several, features are the mean.
         tap: "attention" (before the first AdaLN of a block), "mlp" (before the second), or "query", "key", "value".
-        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
+        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone), "rms_norm", "adaln", or what is
+            fitted by `calibrate`: "standardise" or "whiten" (`features.normalisation`).
         discard: "none", "pre_norm" (zero the massive channels before the norm, as the reference code does) or
-            "post_adaln" (after the modulation, as the paper says).
+            "post_adaln" (after the modulation, whichever it is, as the paper says).
         massive_channels: Indices for every block, or "auto": found by `calibrate`.
         massive_ratio: Auto: mean magnitude of a massive channel over the median magnitude.
+        massive_count, channel_choice, channel_seed, whiten_shrinkage: As in `FeatureSettings`.
         ensemble: Noise draws per image; stream, shift and scale are averaged before anything else.
         seed: Seed of the noise, beside image id, draw and timestep.
         image_size: Size that images are brought to: one number or (height, width); None keeps their own.
         resize: As in `geometry.fit`; after "pad" and "pad_end" the caller crops (`geometry.crop_features`).
         multiple: Sides become multiples of this; the stride of the backbone by default.
-        filter: PIL filter of the resize.
-        padding: Grey level of what pads an image, 0 (black) to 1 (white).
-        position_debias: "none"; "mean": subtract the mean over calibration images at each position; or "svd": project
-            out what the features of noise images have in common at each position (`features.debias`).
-        debias_components: Number of directions that "svd" projects out.
-        debias_images: Number of noise images of "svd", run once for every size of image.
+        filter, padding: As in `FeatureSettings`.
+        position_debias, debias_components, debias_images: As in `FeatureSettings`; see also `features.debias`.
         modulation_condition: Shift and scale from timestep and condition ("t+c"), or from one of them ("t", "c"), where
             the backbone can take them apart. The pass itself always has both.
 
     Attributes:
         blocks: Block indices from 0.
-        calibration: Set by `calibrate`.
+        recipes: What is done with a tapped block, and what calibration images have said.
 
     Raises:
         InputError: A setting that the backbone does not have.
@@ -72,6 +71,10 @@ class FeatureExtractor:
         discard: Discard = "none",
         massive_channels: Literal["auto"] | Sequence[int] = "auto",
         massive_ratio: float = 100.0,
+        massive_count: int | None = None,
+        channel_choice: ChannelKind = "massive",
+        channel_seed: int = 0,
+        whiten_shrinkage: float = 0.1,
         ensemble: int = 1,
         seed: int = 0,
         image_size: int | Sequence[int] | None = None,
@@ -90,20 +93,19 @@ class FeatureExtractor:
         self.timesteps = check_timesteps(timestep, backbone.num_timesteps)
         if ensemble < 1:
             raise InputError("ensemble", ensemble, "use at least one noise draw")
-        if not massive_ratio > 0:
-            raise InputError("massive_ratio", massive_ratio, "use a positive number, such as 100")
         self.backbone = backbone
         self.blocks = check_tap(backbone, blocks, tap)
         self.timestep = timestep if isinstance(timestep, int) else list(self.timesteps)
         self.tap, self.modulation_condition = tap, modulation_condition
         self.modulation, self.discard, self.position_debias = modulation, discard, position_debias
-        self.massive_channels = check_channels(massive_channels, min(map(backbone.channels_at, self.blocks)))
-        self.massive_ratio = massive_ratio
+        pick = ChannelPick(massive_count, channel_choice, channel_seed)
+        self.recipes = Recipes(
+            self.blocks, backbone.channels_at, massive_channels, massive_ratio, pick, whiten_shrinkage
+        )
         self.ensemble, self.seed = ensemble, seed
         stride = backbone.common_stride(self.blocks)
         step = check_multiple(stride if multiple is None else multiple, stride)
         self.size_rule = SizeRule(image_size, resize, step, filter, padding)
-        self.calibration: Calibration | None = None
         self._basis = PositionBasis(self.tapped, debias_components, debias_images, seed)
 
     def transform(self, size: tuple[int, int]) -> Transform:
@@ -170,6 +172,7 @@ class FeatureExtractor:
         modulation: Modulate | None = None,
         discard: Discard | None = None,
         position_debias: PositionDebias | None = None,
+        pick: ChannelPick | None = None,
         per_timestep: bool = False,
     ) -> dict[int, Tensor]:
         """Features from tapped blocks.
@@ -179,6 +182,7 @@ class FeatureExtractor:
             modulation: In place of the extractor's own.
             discard: In place of the extractor's own.
             position_debias: In place of the extractor's own.
+            pick: Channels to discard in place of the extractor's own.
             per_timestep: Give the features of each timestep in place of their mean. Debias takes the same from each,
                 what it finds in the mean.
 
@@ -194,56 +198,61 @@ class FeatureExtractor:
         check_recipe(modulation, discard, position_debias)
         found = {}
         for index, block in tapped.items():
-            maps = self._made(index, block, modulation, discard, per_timestep)
+            maps = self.recipes.make(index, block, modulation, discard, pick, per_timestep)
             if position_debias == "mean":
-                maps = maps - fit_mean(self._position_mean(index, modulation, discard), block.grid).to(maps.device)
+                mean = self.recipes.position_mean(index, modulation, discard, pick, block.grid)
+                maps = maps - mean.to(maps.device)
             elif position_debias == "svd":
-                make = partial(self._made, modulation=modulation, discard=discard)
-                basis = self._basis.at(index, block.grid, (modulation, discard), make, self.backbone.stride_at(index))
+                make = partial(self.recipes.make, modulation=modulation, discard=discard, pick=pick)
+                recipe, stride = (modulation, discard, pick), self.backbone.stride_at(index)
+                basis = self._basis.at(index, block.grid, recipe, make, stride)
                 maps = project_out(maps, basis)
             found[index] = maps
         return found
 
     @property
-    def knows_massive_channels(self) -> bool:
-        """Whether they are given or calibrated."""
-        return self.massive_channels != "auto" or self.calibration is not None
+    def calibration(self) -> Calibration | None:
+        """What `calibrate` found, or what another calibration with the same settings did; None before."""
+        return self.recipes.calibration
 
-    def discarded(self, block: int) -> list[int]:
-        """The massive channels of a block; empty where there are none.
+    @calibration.setter
+    def calibration(self, found: Calibration) -> None:
+        self._basis.clear()
+        self.recipes.use(found)
 
-        Raises:
-            InputError: "auto" before `calibrate`.
-        """
-        if self.massive_channels != "auto":
-            return list(self.massive_channels)
-        if self.calibration is None:
-            raise InputError("massive_channels", "auto", "call extractor.calibrate(images) first, or give the indices")
-        return self.calibration.massive_channels[block]
+    def discarded(self, block: int, pick: ChannelPick | None = None) -> list[int]:
+        """The channels of a block that are discarded; see `Recipes.discarded`."""
+        return self.recipes.discarded(block, pick)
 
-    def calibrate(self, images: Tensor | Iterable[Tensor], image_ids: Sequence[str] | None = None) -> Calibration:
-        """Finds massive channels and the mean feature of each position.
+    def calibrate(
+        self,
+        images: Tensor | Iterable[Tensor],
+        image_ids: Sequence[str] | None = None,
+        modulations: Collection[Modulate] = (),
+    ) -> Calibration:
+        """Finds massive channels and the mean feature of each position, and fits normalisations.
 
         Args:
             images: Training images as in `__call__`, or batches of them. Their streams stay in CPU memory meanwhile.
             image_ids: Seeds of the noise, over all batches in order; None hashes the pixels.
+            modulations: What features will be asked for beside the extractor's own modulation.
 
         Returns:
             What was found, also kept in `calibration`.
         """
         batches = with_ids([images] if isinstance(images, Tensor) else images, image_ids)
-        return self.calibrate_tapped(self.tapped(self.size_rule.batch(batch), ids) for batch, ids in batches)
+        tapped = (self.tapped(self.size_rule.batch(batch), ids) for batch, ids in batches)
+        return self.calibrate_tapped(tapped, modulations)
 
-    def calibrate_tapped(self, batches: Iterable[dict[int, TappedBlock]]) -> Calibration:
+    def calibrate_tapped(
+        self, batches: Iterable[dict[int, TappedBlock]], modulations: Collection[Modulate] = ()
+    ) -> Calibration:
         """Calibrates on blocks that are tapped already, for example from a bank."""
-        given = None if self.massive_channels == "auto" else list(self.massive_channels)
-        self.calibration = calibrate(batches, given, self.massive_ratio)
         self._basis.clear()
-        return self.calibration
+        return self.recipes.calibrate(batches, {self.modulation, *modulations})
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes a number, as plain JSON values, with what calibration found."""
-        rule, known = self.size_rule, self.knows_massive_channels
         return {
             "backbone": self.backbone.settings(),
             "blocks": list(self.blocks),
@@ -252,28 +261,11 @@ class FeatureExtractor:
             "modulation_condition": self.modulation_condition,
             "modulation": self.modulation,
             "discard": self.discard,
-            "massive_channels": {str(b): self.discarded(b) for b in self.blocks} if known else "auto, not calibrated",
-            "massive_ratio": self.massive_ratio if self.massive_channels == "auto" else None,
-            "calibration_images": None if self.calibration is None else self.calibration.num_images,
+            **self.recipes.settings(),
             "ensemble": self.ensemble,
             "seed": self.seed,
-            "image_size": list(rule.image_size) if isinstance(rule.image_size, Sequence) else rule.image_size,
-            "resize": rule.resize,
-            "multiple": rule.multiple,
-            "filter": rule.filter,
-            "padding": rule.padding,
+            **self.size_rule.settings(),
             "position_debias": self.position_debias,
             "debias_components": self._basis.components,
             "debias_images": self._basis.images,
         }
-
-    def _made(
-        self, index: int, block: TappedBlock, modulation: Modulate, discard: Discard, per_timestep: bool = False
-    ) -> Tensor:
-        channels = self.discarded(index) if discard != "none" else []
-        return make_features(block, modulation, discard, channels, per_timestep)
-
-    def _position_mean(self, block: int, modulation: Modulate, discard: Discard) -> Tensor:
-        if self.calibration is None:
-            raise InputError("position_debias", "mean", "call extractor.calibrate(images) first")
-        return self.calibration.position_means[modulation, discard][block]

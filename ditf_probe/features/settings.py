@@ -1,8 +1,8 @@
 """The settings of a feature extractor as plain values, for configuration files and records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,11 +10,14 @@ from torch import Tensor
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.errors import InputError, check_choice
+from ditf_probe.features.channels import ChannelKind, ChannelPick
 from ditf_probe.geometry import WHOLE_CANVAS, Filter, Mode, Transform, fit, prepare_image
 
-Modulate = Literal["none", "layer_norm", "adaln"]
+Modulate = Literal["none", "layer_norm", "rms_norm", "standardise", "whiten", "adaln"]
 Discard = Literal["none", "pre_norm", "post_adaln"]
 PositionDebias = Literal["none", "mean", "svd"]
+FITTED: tuple[Modulate, ...] = ("standardise", "whiten")
+"""Normalisations that calibration images are needed for; see `features.normalisation`."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,16 @@ class FeatureSettings:
         blocks: Flat block indices.
         timestep: Noise level, 0 (clean) to 1000; of several, features are the mean.
         tap: "attention" or "mlp": before which AdaLN; or "query", "key", "value".
-        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone) or "adaln".
-        discard: "none", "pre_norm" (reference code) or "post_adaln" (paper).
+        modulation: "none" (raw stream), "layer_norm" (the block's own norm alone), "rms_norm", "adaln"; or, fitted to
+            calibration images, "standardise" (every channel on its own) or "whiten" (and decorrelated).
+        discard: "none", "pre_norm" (before the modulation, reference code) or "post_adaln" (after it, paper).
         massive_channels: "auto" (calibrated) or the indices, the same for every block.
         massive_ratio: Auto: mean magnitude of a massive channel over the median magnitude.
+        massive_count: Discard so many channels, those of the largest mean magnitude over calibration images; None
+            discards the massive channels.
+        channel_choice: "massive"; or "random", a control: as many channels that are not massive.
+        channel_seed: Of the random ones.
+        whiten_shrinkage: How far correlations are shrunk towards zero before whitening, above 0 to 1 (standardise).
         ensemble: Noise draws per image.
         seed: Seed of the noise.
         image_size: Size that images are brought to, as in `geometry.fit`; None keeps their own.
@@ -50,6 +59,10 @@ class FeatureSettings:
     discard: Discard = "none"
     massive_channels: Literal["auto"] | list[int] = "auto"
     massive_ratio: float = 100.0
+    massive_count: int | None = None
+    channel_choice: ChannelKind = "massive"
+    channel_seed: int = 0
+    whiten_shrinkage: float = 0.1
     ensemble: int = 1
     seed: int = 0
     image_size: int | list[int] | None = None
@@ -61,6 +74,16 @@ class FeatureSettings:
     debias_components: int = 20
     debias_images: int = 4
     modulation_condition: ModulationCondition = "t+c"
+
+    @property
+    def pick(self) -> ChannelPick:
+        """The channels that are discarded."""
+        return ChannelPick(self.massive_count, self.channel_choice, self.channel_seed)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """As the function `needs_calibration` says."""
+        return needs_calibration(self.modulation, self.discard, self.position_debias)
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,11 @@ class SizeRule:
     multiple: int
     filter: Filter
     padding: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        """The rule as plain JSON values."""
+        size = self.image_size
+        return asdict(self) | {"image_size": list(size) if isinstance(size, Sequence) else size}
 
     @property
     def whole_canvas(self) -> bool:
@@ -134,6 +162,11 @@ def check_recipe(modulation: str, discard: str, position_debias: str) -> None:
     check_choice("modulation", modulation, Modulate)
     check_choice("discard", discard, Discard)
     check_choice("position_debias", position_debias, PositionDebias)
+
+
+def needs_calibration(modulation: Modulate, discard: Discard, position_debias: PositionDebias) -> bool:
+    """Whether features may need what only calibration images can tell: not where `massive_channels` says it all."""
+    return discard != "none" or position_debias == "mean" or modulation in FITTED
 
 
 def check_channels(channels: Literal["auto"] | Sequence[int], width: int) -> Literal["auto"] | list[int]:

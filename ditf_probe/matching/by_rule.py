@@ -5,19 +5,18 @@ found by `matching.search`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ditf_probe.geometry import Sampling, Size, Transform, check_size, grid_coordinates, grid_points
-from ditf_probe.matching.cosines import check_features, check_fit, cosines, not_finite
-from ditf_probe.matching.keypoints import Rounding, cell_of, checked_points, descriptors_at
+from ditf_probe.geometry import Transform, grid_coordinates, grid_points
+from ditf_probe.matching.cosines import check_fit
+from ditf_probe.matching.keypoints import Corners, cell_of, checked_points
+from ditf_probe.matching.prepared import Found, PreparedMap
 from ditf_probe.matching.rules import DEFAULT_RULE, MatchingRule
-from ditf_probe.matching.search import BUDGET, SearchedMap, best_in, best_pixels
-from ditf_probe.precision import to_float64, within_reach
+from ditf_probe.matching.search import BUDGET, best_pixels
+from ditf_probe.precision import to_float64
 
 
 @torch.no_grad()
@@ -55,7 +54,8 @@ def match_by_rule(
     """
     source = PreparedMap.of(source_features, source_size, rule, "source_")
     target = PreparedMap.of(target_features, target_size, rule, "target_")
-    start = _Start.of(source, target, source_keypoints, visible)
+    places = _Places.of(source, source_keypoints, visible)
+    start = _Start(source, target, places, source.read(places.corners))
     predictions, similarity, accepted = _finish(start, target.best(start.descriptors))
     if visible is not None:
         hidden = ~visible.to(accepted.device)
@@ -66,7 +66,7 @@ def match_by_rule(
 
 @torch.no_grad()
 def match_prepared(
-    pairs: Sequence[tuple["PreparedMap", "PreparedMap", Tensor]], budget: int = BUDGET
+    pairs: Sequence[tuple[PreparedMap, PreparedMap, Tensor]], budget: int = BUDGET
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Matches many pairs at once, of any grids and sizes.
 
@@ -83,7 +83,7 @@ def match_prepared(
     Raises:
         InputError: As `match_by_rule`.
     """
-    starts = [_Start.of(source, target, keypoints) for source, target, keypoints in pairs]
+    starts = _starts(pairs)
     searched = [i for i, start in enumerate(starts) if start.target.rule.kind == "argmax_pixel"]
     for i in searched:
         check_fit(starts[i].descriptors, "target_features", starts[i].target.features)
@@ -96,112 +96,18 @@ def match_prepared(
     ]
 
 
-class _Found(NamedTuple):
-    points: Tensor  # (..., K, 2) float64, pixels that the map covers
-    cells: Tensor  # (..., K, 2) best cells, or those of the best pixels
-    similarity: Tensor  # (..., K)
+class _Places(NamedTuple):
+    """Source keypoints of a pair, which rows of a comparison share."""
 
-
-@dataclass(frozen=True, eq=False)
-class PreparedMap:
-    """A feature map, the pixels that it covers, and the way between them and those of the original image.
-
-    Attributes:
-        features: `(C, h, w)` or `(B, C, h, w)`, where there is float64.
-        size: (height, width) of what it covers.
-        transform: Where that is a prepared canvas, what was done to the image.
-        rule: How it is matched.
-        prefix: What arguments in errors begin with.
-    """
-
-    features: Tensor
-    size: Size
-    transform: Transform | None
-    rule: MatchingRule
-    prefix: str = ""
+    keypoints: Tensor  # (..., K, 2) float64, pixels of the original source image
+    points: Tensor  # the same in what the source map covers
+    corners: Corners
 
     @classmethod
-    def of(
-        cls, features: Tensor, size: Sequence[int] | Transform, rule: MatchingRule = DEFAULT_RULE, prefix: str = ""
-    ) -> "PreparedMap":
-        """Prepares a map; see `match_by_rule` for the arguments.
-
-        Raises:
-            InputError: It is no map, or a size is none.
-        """
-        check_features(f"{prefix}features", features)
-        features = within_reach(features)
-        features = features.half() if rule.precision == "float16" else features
-        if isinstance(size, Transform):
-            return cls(features, size.canvas, size, rule, prefix)
-        return cls(features, check_size(f"{prefix}size", size), None, rule, prefix)
-
-    @cached_property
-    def searched(self) -> SearchedMap:
-        """What a search in it needs."""
-        return SearchedMap(f"{self.prefix}features", self.features, self.size)
-
-    @cached_property
-    def finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
-        # The sum is quicker than a look at every number, but may itself overflow.
-        return bool(self.features.sum().isfinite()) or bool(self.features.isfinite().all())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the map and of what a search in it needs."""
-        return self.features.nbytes + (self.searched.nbytes if self.rule.kind == "argmax_pixel" else 0)
-
-    @property
-    def grid(self) -> Size:
-        """(height, width) in cells."""
-        return self.features.shape[-2], self.features.shape[-1]
-
-    @property
-    def original(self) -> Size:
-        """(height, width) of the original image."""
-        return self.size if self.transform is None else self.transform.size
-
-    def enter(self, points: Tensor) -> Tensor:
-        """From pixels of the original image, as the rule counts them, to pixels that the map covers."""
-        if self.rule.origin == "corner":
-            points = (points - 0.5).clamp_min(-0.5)
-        return points if self.transform is None else self.transform.apply(points)
-
-    def leave(self, points: Tensor) -> Tensor:
-        """The way back."""
-        points = points if self.transform is None else self.transform.invert(points)
-        return points + 0.5 if self.rule.origin == "corner" else points
-
-    def read(self, points: Tensor, rounding: Rounding, sampling: Sampling | None = None) -> Tensor:
-        """Unit descriptors at points of the map."""
-        inside = points.clamp_min(-0.5).minimum(points.new_tensor([self.size[1], self.size[0]]) - 0.5)
-        how = self.rule.sampling if sampling is None else sampling
-        if not self.finite:
-            raise not_finite(f"{self.prefix}features", self.features)
-        return descriptors_at(self.prefix, self.features, inside, self.size, rounding, sampling=how, finite=True)
-
-    def best(self, descriptors: Tensor) -> "_Found":
-        """The match of each descriptor by the rule."""
-        if self.rule.kind == "argmax_pixel":
-            return self.at_pixels(*best_in(descriptors, self.searched))
-        maps = self.maps(descriptors)
-        similarity, index = maps.flatten(-2).max(dim=-1)
-        cells = torch.stack([index % self.grid[1], index // self.grid[1]], dim=-1).double()
-        places = cells if self.rule.kind == "argmax_grid" else _soft_places(maps, cells, self.rule)
-        return _Found(grid_points(places, self.grid, self.size, self.rule.landing), cells, similarity)
-
-    def at_pixels(self, pixel: Tensor, similarity: Tensor) -> "_Found":
-        """The matches at pixels, by their numbers in row-major order."""
-        points = torch.stack([pixel % self.size[1], pixel // self.size[1]], dim=-1).double()
-        return _Found(points, cell_of(grid_coordinates(points, self.size, self.grid), self.grid), similarity)
-
-    def maps(self, descriptors: Tensor) -> Tensor:
-        """Cosines with all cells, `(..., K, h, w)` float64: a grid is its own interpolation to its own size."""
-        maps = descriptors.new_empty(*descriptors.shape[:-1], *self.grid)
-        for keypoints, rows, piece in cosines(descriptors, f"{self.prefix}features", self.features, self.grid):
-            maps[..., keypoints, rows, :] = piece
-        return maps
+    def of(cls, source: PreparedMap, keypoints: Tensor, visible: Tensor | None = None) -> "_Places":
+        exact = checked_points("source_keypoints", keypoints, source.features, source.original, visible)
+        points = source.enter(exact)
+        return cls(exact, points, source.corners(points, source.rule.rounding))
 
 
 class _Start(NamedTuple):
@@ -209,51 +115,45 @@ class _Start(NamedTuple):
 
     source: PreparedMap
     target: PreparedMap
-    keypoints: Tensor  # (..., K, 2) float64, pixels of the original source image
-    points: Tensor  # the same in what the source map covers
+    places: _Places
     descriptors: Tensor  # (..., K, C) float64 of length one
 
-    @classmethod
-    def of(cls, source: PreparedMap, target: PreparedMap, keypoints: Tensor, visible: Tensor | None = None) -> "_Start":
-        exact = checked_points("source_keypoints", keypoints, source.features, source.original, visible)
-        points = source.enter(exact)
-        return cls(source, target, exact, points, source.read(points, source.rule.rounding))
+
+def _starts(pairs: Sequence[tuple[PreparedMap, PreparedMap, Tensor]]) -> list[_Start]:
+    """Reads source descriptors; what maps of one size share for the very same keypoints is computed once."""
+    known: dict[Any, _Places] = {}
+    starts = []
+    for source, target, keypoints in pairs:
+        key = id(keypoints), source.size, source.grid, source.transform, source.rule, source.features.device
+        if key not in known:
+            known[key] = _Places.of(source, keypoints)
+        starts.append(_Start(source, target, known[key], source.read(known[key].corners)))
+    return starts
 
 
-def _finish(start: _Start, found: _Found) -> tuple[Tensor, Tensor, Tensor]:
+def _finish(start: _Start, found: Found) -> tuple[Tensor, Tensor, Tensor]:
     """Predictions in the original target image, cosines, and which matches pass the check of the rule."""
-    accepted = _accepted(start.source, start.target, start.keypoints, start.points, found)
+    accepted = _accepted(start, found)
     return start.target.leave(found.points).float(), found.similarity.clamp(-1, 1).float(), accepted
 
 
-def _soft_places(maps: Tensor, cells: Tensor, rule: MatchingRule) -> Tensor:
-    """Mean position `(..., K, 2)` in cells under a softmax of cosines around the best cells."""
-    x = torch.arange(maps.shape[-1], device=maps.device).double()
-    y = torch.arange(maps.shape[-2], device=maps.device).double()[:, None]
-    aside, above = x - cells[..., 0, None, None], y - cells[..., 1, None, None]
-    if rule.kind == "kernel_softargmax":
-        maps = maps * torch.exp(-(aside.square() + above.square()) / (2 * rule.sigma**2))
-    else:
-        outside = (aside.abs() > rule.window // 2) | (above.abs() > rule.window // 2)
-        maps = maps.masked_fill(outside, 0.0 if rule.mask == "zero" else -torch.inf)
-    weights = (maps / rule.temperature).flatten(-2).softmax(dim=-1).view_as(maps)
-    return torch.stack([(weights * x).sum((-2, -1)), (weights * y).sum((-2, -1))], dim=-1)
-
-
-def _accepted(source: PreparedMap, target: PreparedMap, keypoints: Tensor, points: Tensor, found: _Found) -> Tensor:
+def _accepted(start: _Start, found: Found) -> Tensor:
     """`(..., K)` bool: which matches pass the check of the rule."""
+    source, target, places = start.source, start.target, start.places
     rule = source.rule
     if rule.check == "cycle":
-        back = source.leave(source.best(target.read(found.points, rule.rounding)).points)
-        return (back - keypoints).square().sum(-1).sqrt() <= rule.cycle_pixels
+        there = target.read(target.corners(found.points, rule.rounding))
+        back = source.leave(source.best(there).points)
+        return (back - places.keypoints).square().sum(-1).sqrt() <= rule.cycle_pixels
     if rule.check == "mutual":
         at_pixel = rule.kind == "argmax_pixel"
         centres = grid_points(found.cells, target.grid, target.size)
-        back = target.read(found.points if at_pixel else centres, "subpixel" if at_pixel else "patch", "cells")
-        home = cell_of(grid_coordinates(points, source.size, source.grid, rule.sampling), source.grid)
+        where = target.corners(found.points if at_pixel else centres, "subpixel" if at_pixel else "patch", "cells")
+        back = target.read(where)
+        home = cell_of(grid_coordinates(places.points, source.size, source.grid, rule.sampling), source.grid)
         return (source.best(back).cells == home).all(dim=-1)
     if rule.check == "ratio":
-        maps = target.maps(source.read(points, rule.rounding))
+        maps = target.maps(start.descriptors)
         x = torch.arange(maps.shape[-1], device=maps.device)
         y = torch.arange(maps.shape[-2], device=maps.device)[:, None]
         aside, above = x - found.cells[..., 0, None, None], y - found.cells[..., 1, None, None]

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ditf_probe.errors import InputError
 from ditf_probe.geometry import cell_centres, check_size
-from ditf_probe.matching.by_rule import PreparedMap, match_prepared
+from ditf_probe.matching.by_rule import match_prepared
 from ditf_probe.matching.keypoints import sample_descriptors
+from ditf_probe.matching.prepared import PreparedMap
 from ditf_probe.precision import within_reach
 
 BUDGET = 2**28

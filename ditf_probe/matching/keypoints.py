@@ -5,13 +5,13 @@ corners), take the cosine after interpolation, and the best of all target pixels
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.geometry import Sampling, check_size, grid_coordinates
+from ditf_probe.geometry import Sampling, Size, check_size, grid_coordinates
 from ditf_probe.matching.cosines import Axis, check_features, cosines, not_finite, unit
 from ditf_probe.matching.search import SearchedMap, best_in
 from ditf_probe.precision import to_float64, within_reach
@@ -122,45 +122,59 @@ def sample_descriptors(
     return descriptors.to(torch.promote_types(features.dtype, torch.float32)).to(features.device)
 
 
+class Corners(NamedTuple):
+    """Where points lie between the four cells around them; batched like the points."""
+
+    cells: Tensor  # (..., 4, K) int64, in row-major order: above left, above right, below left, below right
+    right: Tensor  # (..., 1, K) float64, part of the way to the right
+    below: Tensor  # (..., 1, K) float64, part of the way down
+
+    @classmethod
+    def of(
+        cls, points: Tensor, size: Size, grid: Size, rounding: Rounding = "subpixel", sampling: Sampling = "cells"
+    ) -> "Corners":
+        """The corners of points `(..., K, 2)` float64 (x, y) in pixels of what a grid covers."""
+        if rounding == "integer":
+            points = points.floor().clamp_min(0)
+        places = grid_coordinates(points, size, grid, sampling)
+        if rounding == "patch":
+            places = cell_of(places, grid)
+        columns, rows = places.unbind(-1)
+        x, y = Axis.at(columns, grid[1]), Axis.at(rows, grid[0])
+        above, under = y.low * grid[1], y.high * grid[1]
+        cells = torch.stack([above + x.low, above + x.high, under + x.low, under + x.high], dim=-2)
+        return cls(cells, x.fraction.unsqueeze(-2), y.fraction.unsqueeze(-2))
+
+    def read(self, features: Tensor) -> Tensor:
+        """Unit descriptors `(..., K, C)` float64 of a map `(..., C, h, w)`."""
+        found = features.flatten(-2).take_along_dim(self.cells.flatten(-2).unsqueeze(-2), dim=-1).double()
+        found = found.view(*found.shape[:-1], *self.cells.shape[-2:])
+        above_left, above_right, below_left, below_right = found.unbind(-2)
+        upper, lower = (
+            torch.lerp(left, right, self.right)
+            for left, right in ((above_left, above_right), (below_left, below_right))
+        )
+        return unit(torch.lerp(upper, lower, self.below).mT)
+
+
 def descriptors_at(
     prefix: str,
     features: Tensor,
     keypoints: Tensor,
     size: Sequence[int],
-    rounding: str,
+    rounding: Rounding,
     visible: Tensor | None = None,
-    sampling: Sampling = "cells",
-    finite: bool = False,
 ) -> Tensor:
-    """Unit descriptors `(..., K, C)` float64, where there is float64; arguments in errors begin with the prefix.
-
-    Features that are known to be `finite` are not looked at once more.
-    """
+    """Unit descriptors `(..., K, C)` float64, where there is float64; arguments in errors begin with the prefix."""
     features = within_reach(features)
     height, width = check_size(f"{prefix}size", size)
     check_features(f"{prefix}features", features)
     # The sum is quicker than a look at every number, but may itself overflow.
-    if not finite and not features.sum().isfinite() and not features.isfinite().all():
+    if not features.sum().isfinite() and not features.isfinite().all():
         raise not_finite(f"{prefix}features", features)
     check_choice("rounding", rounding, Rounding)
     points = checked_points(f"{prefix}keypoints", keypoints, features, (height, width), visible)
-    if rounding == "integer":
-        points = points.floor().clamp_min(0)
-    places = grid_coordinates(points, (height, width), features.shape[-2:], sampling)
-    if rounding == "patch":
-        places = cell_of(places, features.shape[-2:])
-    columns, rows = places.unbind(-1)
-    x, y = Axis.at(columns, features.shape[-1]), Axis.at(rows, features.shape[-2])
-    cells = features.flatten(-2)
-
-    def read(row: Tensor, column: Tensor) -> Tensor:
-        index = (row * features.shape[-1] + column).unsqueeze(-2)
-        return cells.take_along_dim(index, dim=-1).double()
-
-    right, below = x.fraction.unsqueeze(-2), y.fraction.unsqueeze(-2)
-    upper = torch.lerp(read(y.low, x.low), read(y.low, x.high), right)
-    lower = torch.lerp(read(y.high, x.low), read(y.high, x.high), right)
-    return unit(torch.lerp(upper, lower, below).mT)
+    return Corners.of(points, (height, width), (features.shape[-2], features.shape[-1]), rounding).read(features)
 
 
 def cell_of(places: Tensor, grid: Sequence[int]) -> Tensor:

@@ -27,7 +27,7 @@ def squares(products: Gram) -> Tensor:
     """
     own, right, below, cross = products
     parts = (own, _lower(own), below, _right(own), _right(_lower(own)), _right(below), right, _lower(right), cross)
-    return torch.stack(parts, dim=-1).unflatten(-1, (3, 3))
+    return torch.stack(parts, dim=-1).view(*own.shape, 3, 3)
 
 
 class Pixels:
@@ -52,13 +52,13 @@ class Pixels:
         line = (at.map * self._dots.shape[1] + at.descriptor) * height
         ends = torch.stack([line + at.row, line + (at.row + 1).clamp_max(height - 1)], 1) * width
         dots, right = self._dots.view(-1), self._x.high[at.column, None]
-        upper, lower = torch.lerp(dots[ends + left[:, None]], dots[ends + right], aside).split(1, 1)
+        upper, lower = torch.lerp(dots[ends + left[:, None]], dots[ends + right], aside).unsqueeze(-1).unbind(1)
         inside = self._inside[(at.map * height + at.row) * width + left]
-        own = _squared(inside[:, 0], inside[:, 1], inside[:, 2], aside)
-        whole = torch.lerp(inside[:, 0, :2], inside[:, 1, :2], aside)
+        own = _squared(inside[:, 0], inside[:, 1], inside[:, 2], aside).unsqueeze(-1)
+        above, under = torch.lerp(inside[:, 0, :2], inside[:, 1, :2], aside).unsqueeze(-1).unbind(1)
         down = self._down[at.row]
-        squared = _squared(*own.split(1, 1), down)
-        return torch.lerp(upper, lower, down) * inverse_root(squared, torch.lerp(*whole.split(1, 1), down))
+        squared = _squared(own[:, 0], own[:, 1], own[:, 2], down)
+        return torch.lerp(upper, lower, down) * inverse_root(squared, torch.lerp(above, under, down))
 
     def best(self, at: Segments) -> tuple[Tensor, Tensor]:
         """The best of all pixels of segments for each descriptor, and the first of equals: `(B, K)` each."""

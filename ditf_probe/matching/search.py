@@ -155,7 +155,8 @@ def best_pixels(
                 for first in range(0, max(1, *(len(descriptors[i]) for i in part)), step)
             ]
             for row, i in enumerate(part):
-                found[i] = tuple(torch.cat([piece[row][which] for piece in pieces]) for which in (0, 1))
+                pixels, best = zip(*(piece[row] for piece in pieces), strict=True)
+                found[i] = torch.cat(pixels), torch.cat(best)
     return [found[i] for i in range(len(maps))]
 
 

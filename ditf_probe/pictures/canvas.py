@@ -5,12 +5,15 @@ pixels under the convention of images: the centre of the top-left pixel is (0, 0
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from ditf_probe.files import replacing
 from ditf_probe.geometry import resize_points
 
 if TYPE_CHECKING:
@@ -50,6 +53,17 @@ def pixels_of(figure: "Figure") -> Picture:
     canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
     shown: Picture = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]  # so too
     return shown[..., :3].copy()
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Writes a picture as a PNG file, whole or not at all.
+
+    Args:
+        path: Of the file; its folder is created.
+        picture: `(H, W, 3)` uint8.
+    """
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def distinct_colour(index: int) -> str:

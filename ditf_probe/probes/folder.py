@@ -26,10 +26,13 @@ WEIGHTS, FACTS, METADATA_KEY = "probe.safetensors", "probe.yaml", "ditf_probe"
 # What features a probe is of: it works on these alone. Sizes, prompts, noise draws and their seed may change.
 PROBE_SETTINGS = (
     *("timestep", "tap", "modulation", "discard", "massive_channels", "massive_ratio", "modulation_condition"),
+    *("massive_count", "channel_choice", "channel_seed", "whiten_shrinkage"),
     *("position_debias", "debias_components", "debias_images"),
 )
 # What those settings are without which others mean nothing.
 _NEEDS = {
+    **dict.fromkeys(("massive_count", "channel_choice", "channel_seed"), ("discard", ("pre_norm", "post_adaln"))),
+    "whiten_shrinkage": ("modulation", ("whiten",)),
     **dict.fromkeys(("massive_channels", "massive_ratio"), ("discard", ("pre_norm", "post_adaln"))),
     **dict.fromkeys(("debias_components", "debias_images"), ("position_debias", ("svd",))),
 }
@@ -45,6 +48,7 @@ class ProbeFacts:
         features: Settings of the features it was trained on.
         backbone: `Backbone.settings()` of the backbone it was trained on.
         training: How it was trained and how far, for the reader.
+        calibration: What was found on calibration images, as in `features.kept_calibration`; None for nothing.
     """
 
     class_path: str
@@ -52,6 +56,7 @@ class ProbeFacts:
     features: dict[str, Any]
     backbone: dict[str, Any]
     training: dict[str, Any]
+    calibration: dict[str, Any] | None = None
 
 
 def init_args(probe: nn.Module) -> dict[str, Any]:
@@ -79,21 +84,30 @@ def describe_probe(
     features: Mapping[str, Any],
     backbone: Mapping[str, Any],
     training: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
 ) -> ProbeFacts:
     """The facts of a probe; see `ProbeFacts` for the arguments."""
     class_path = f"{type(probe).__module__}.{type(probe).__qualname__}"
-    return ProbeFacts(class_path, init_args(probe), dict(features), dict(backbone), dict(training))
+    found = None if calibration is None else dict(calibration)
+    return ProbeFacts(class_path, init_args(probe), dict(features), dict(backbone), dict(training), found)
 
 
-def save_probe(folder: Path, weights: Mapping[str, Tensor], facts: ProbeFacts) -> None:
+_BESIDE = "beside/"  # begins the names of tensors that are no weights; those of modules have no slash
+
+
+def save_probe(
+    folder: Path, weights: Mapping[str, Tensor], facts: ProbeFacts, beside: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes a probe; an older one in the same folder stays whole until the new one is.
 
     Args:
         folder: Where to write; created.
         weights: `state_dict` of the probe.
         facts: See `describe_probe`.
+        beside: Tensors that belong to it and are no weights, such as position means.
     """
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    named = {**weights, **{f"{_BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}}
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(asdict(facts))})
     note = f"# Repeats what {WEIGHTS} carries; editing it changes nothing.\n"
@@ -174,6 +188,7 @@ def load_weights(probe: nn.Module, folder: str | Path, features: Mapping[str, An
         check_features("probe", str(folder), facts, features)
     weights = load_file(Path(folder) / WEIGHTS)
     own = probe.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_BESIDE)}
     if own.keys() != weights.keys():
         differing = sorted(own.keys() ^ weights.keys())
         raise InputError(
@@ -189,3 +204,14 @@ def load_weights(probe: nn.Module, folder: str | Path, features: Mapping[str, An
         if not torch.isfinite(tensor).all():
             raise InputError("probe", str(folder), f"{name} holds NaN or infinity, train it again")
     probe.load_state_dict(weights)
+
+
+def load_beside(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a probe folder that are no weights, by the names that `save_probe` was given.
+
+    Raises:
+        InputError: The folder is not a probe.
+    """
+    read_facts(folder)
+    named = load_file(Path(folder) / WEIGHTS)
+    return {name.removeprefix(_BESIDE): tensor for name, tensor in named.items() if name.startswith(_BESIDE)}

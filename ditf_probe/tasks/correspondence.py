@@ -221,7 +221,7 @@ class CorrespondenceTask(L.LightningModule):
         if self.trainer.testing:
             found = list(pairs.test.values())
         settings = (self.features, *self.others.values())
-        calibrated = any(x.discard != "none" or x.position_debias == "mean" for x in settings)
+        calibrated = any(x.needs_calibration for x in settings)
         if calibrated or (self.trainer.testing and any(row.needs_calibration for row in self.rows)):
             found.append(pairs.calibration)
         return [dataset for dataset in found if dataset is not None]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.features.channels import MASSIVE
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
 from ditf_probe.probes import Probe, takes_timesteps
@@ -135,6 +136,7 @@ def match_all(matchers: Sequence[Matcher], pairs: Sequence[Pair]) -> list[list[M
     """
     found: dict[tuple[int, int], Match] = {}
     waiting: dict[tuple[int, int], tuple[PreparedMap, PreparedMap, Tensor]] = {}
+    keypoints: dict[tuple[int, torch.device], Tensor] = {}
 
     def flush() -> None:
         for (row, column), matches in zip(waiting, match_prepared(list(waiting.values())), strict=True):
@@ -146,7 +148,9 @@ def match_all(matchers: Sequence[Matcher], pairs: Sequence[Pair]) -> list[list[M
     for column, pair in enumerate(pairs):
         for row, matcher in enumerate(matchers):
             if isinstance(matcher, MapMatcher):
-                waiting[row, column] = matcher.prepared(pair)
+                source, target, points = matcher.prepared(pair)
+                # The very same keypoints for all rows, so that what they share is computed once.
+                waiting[row, column] = source, target, keypoints.setdefault((column, points.device), points)
             else:
                 found[row, column] = matcher.match(pair)
         if sum(one.features.nbytes for pair in waiting.values() for one in pair[:2]) > TOGETHER:
@@ -185,8 +189,8 @@ class FeatureMatcher(MapMatcher):
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        looked_for = self.row.position_debias == "mean" or self.stream.extractor.massive_channels == "auto"
-        return self.row.needs_calibration and looked_for
+        row, recipes = self.row, self.stream.extractor.recipes
+        return recipes.needs_calibration(row.modulation, row.discard, row.position_debias, row.pick)
 
     @property
     def parameters(self) -> int:
@@ -195,30 +199,36 @@ class FeatureMatcher(MapMatcher):
 
     def note(self) -> tuple[str, ...]:
         """How many channels a discarding row found, and what a probe has to say of itself."""
-        extractor, words = self.stream.extractor, list(self.remarks)
+        recipes, words = self.stream.extractor.recipes, list(self.remarks)
         if self.row.discard != "none":
-            counts = [len(extractor.discarded(block)) for block in self.blocks]
-            words.append(f"{' + '.join(map(str, counts))} channel{'' if counts == [1] else 's'}")
+            counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
+            kind = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
+            words.append(f"{' + '.join(map(str, counts))} {kind}channel{'' if counts == [1] else 's'}")
         if isinstance(self.probe, Probe):
-            known = self.blocks if extractor.knows_massive_channels else []
-            words += self.probe.remarks({block: extractor.discarded(block) for block in known})
+            known = self.blocks if recipes.knows_massive_channels else []
+            words += self.probe.remarks({block: recipes.discarded(block, MASSIVE) for block in known})
         return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
-        return {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        facts = {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
+        if self.row.pick is not None and self.row.discard != "none":
+            recipes = self.stream.extractor.recipes
+            facts["discarded"] = {str(block): recipes.discarded(block, self.row.pick) for block in self.blocks}
+        return facts
 
     def prepared(self, pair: Pair) -> tuple[PreparedMap, PreparedMap, Tensor]:
         """As in `MapMatcher`; images that came lately are not prepared again."""
-        source, target = (
-            self._kept.get((side.image_id, side.size), lambda side=side: self.prepare(self._map(side), side))
-            for side in (pair.source, pair.target)
-        )
+        source, target = self._prepared(pair.source), self._prepared(pair.target)
         return source, target, pair.source.keypoints[pair.source.visible].to(source.features.device)
 
     def forget(self) -> None:
         """As in `Matcher`."""
         self._kept.clear()
+
+    def limit(self, nbytes: int) -> None:
+        """Bounds the memory of prepared maps, for comparisons of many rows."""
+        self._kept.budget = min(self._kept.budget, nbytes)
 
     def maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """As in `MapMatcher`."""
@@ -233,10 +243,14 @@ class FeatureMatcher(MapMatcher):
             modulation=row.modulation,
             discard=row.discard,
             position_debias=row.position_debias,
+            pick=row.pick,
             per_timestep=takes_timesteps(self.probe),
         )
         found: Tensor = features[self.blocks[0]] if self.probe is None else self.probe(features)
         return found
+
+    def _prepared(self, side: Side) -> PreparedMap:
+        return self._kept.get((side.image_id, side.size), lambda: self.prepare(self._map(side), side))
 
     @torch.no_grad()
     def _map(self, side: Side) -> Tensor:

@@ -116,8 +116,14 @@ def shared_streams(models: Models, requests: Sequence[BackboneFeatures]) -> Mapp
 
 
 def pass_of(features: BackboneFeatures) -> str:
-    """What must be equal for rows to share a pass and a calibration: all but what is done with the stream later."""
-    return repr(replace(features, blocks=[], modulation="none", discard="none", position_debias="none"))
+    """What must be equal for rows to share a pass and a calibration: all but what is done with the stream later.
+
+    Means of positions are calibrated for the channels that are discarded, so that those belong to the debias.
+    """
+    later: dict[str, Any] = {"modulation": "none", "discard": "none", "position_debias": "none"}
+    if features.position_debias != "mean":
+        later |= {"massive_count": None, "channel_choice": "massive", "channel_seed": 0}
+    return repr(replace(features, blocks=[], **later))
 
 
 def make_stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence[int]) -> Stream:

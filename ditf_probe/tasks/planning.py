@@ -146,7 +146,8 @@ def plan(
     block = _zero_shot_block("features.blocks", backbone, features)
     _check_adaln(backbone, rows)
     blocks = {name: _check_other(name, models, settings) for name, settings in others.items()}
-    streams = shared_streams(models, [features, *(probe.features for probe in probes), *others.values()])
+    own = [row.asked_of(features) for row in rows if row.condition is not None]
+    streams = shared_streams(models, [features, *own, *(probe.features for probe in probes), *others.values()])
 
     def given(row: Row) -> Matcher:
         if row.source == "position":
@@ -156,7 +157,7 @@ def plan(
         if row.source == "untrained":
             row = row if backbone.has_adaln else replace(row, modulation="none")
             return FeatureMatcher(row, rule, make_stream(backbone.untrained(), features, [block]), [block])
-        return FeatureMatcher(row, rule, streams[pass_of(features)], [block])
+        return FeatureMatcher(row, rule, streams[pass_of(row.asked_of(features))], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
         remark = _whose(models[settings], blocks[name], settings)
@@ -195,7 +196,9 @@ def calibrate(matchers: Sequence[Matcher], dataset: PairDataset | None) -> None:
     """
     needy = [matcher for matcher in matchers if isinstance(matcher, FeatureMatcher) and matcher.needs_calibration]
     for stream in streams_of(needy):
-        stream.calibrate(dataset)
+        stream.calibrate(dataset, {matcher.row.modulation for matcher in needy if matcher.stream is stream})
+    for matcher in matchers:
+        matcher.note()  # refuses channels that are not there, before anything is matched
 
 
 def streams_of(matchers: Sequence[Matcher]) -> list[Stream]:
@@ -246,6 +249,7 @@ def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
         discard="none",
         position_debias="none",
         massive_channels="auto",
+        massive_count=None,
         ensemble=1,
         prompt=None,
         captions=None,

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
+from ditf_probe.features.kept_calibration import keep
 from ditf_probe.losses import KeypointContrast
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
@@ -244,6 +245,7 @@ class ProbeTask(CorrespondenceTask):
     def _write(self, name: str) -> None:
         if not self.trainer.is_global_zero:
             return
+        calibration, beside = keep(self._fit[0].extractor, self._blocks(name))
         facts = describe_probe(
             self.probes[name],
             features=asdict(replace(self.features, blocks=self._blocks(name))),
@@ -262,8 +264,9 @@ class ProbeTask(CorrespondenceTask):
                 "margin": self._contrast(name).margin,
                 "init_from": self.init_from.get(name),
             },
+            calibration=calibration,
         )
-        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts)
+        save_probe(self.run_dir / "probes" / name, self.probes[name].state_dict(), facts, beside)
 
 
 def _check_names(probes: Mapping[str, object], chosen: dict[str, Mapping[str, object]]) -> None:

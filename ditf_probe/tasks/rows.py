@@ -1,13 +1,15 @@
 """The rows of a comparison: what each one matches with."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ditf_probe.backbones.base import ModulationCondition
 from ditf_probe.errors import InputError
+from ditf_probe.features.channels import ChannelPick
 from ditf_probe.features.fusion import Grid, check_grid, check_weights
-from ditf_probe.features.settings import Discard, Modulate, PositionDebias
+from ditf_probe.features.settings import Discard, Modulate, PositionDebias, needs_calibration
 from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -26,6 +28,8 @@ class Row:
         modulation: As in `FeatureExtractor`.
         discard: As in `FeatureExtractor`.
         position_debias: As in `FeatureExtractor`.
+        pick: Which channels are discarded; None is the choice of the features.
+        condition: As `modulation_condition` of the features; None is theirs.
     """
 
     name: str
@@ -34,11 +38,17 @@ class Row:
     modulation: Modulate = "adaln"
     discard: Discard = "none"
     position_debias: PositionDebias = "none"
+    pick: ChannelPick | None = None
+    condition: ModulationCondition | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """Whether its features need what only calibration images can tell."""
-        return self.discard != "none" or self.position_debias == "mean"
+        return needs_calibration(self.modulation, self.discard, self.position_debias)
+
+    def asked_of(self, features: BackboneFeatures) -> BackboneFeatures:
+        """The features whose pass serves this row: those of the comparison, with its own condition."""
+        return features if self.condition is None else replace(features, modulation_condition=self.condition)
 
     @classmethod
     def of(cls, name: str, kind: Kind, features: BackboneFeatures) -> "Row":
@@ -49,6 +59,7 @@ class Row:
             modulation=features.modulation,
             discard=features.discard,
             position_debias=features.position_debias,
+            pick=features.pick,
         )
 
 
@@ -87,9 +98,13 @@ ROWS = {
         Row("same_position", "control", "position"),
         Row("rgb", "control", "rgb", modulation="none"),
         Row("untrained", "control", "untrained"),
+        Row("rms_norm", modulation="rms_norm"),
+        Row("standardise", modulation="standardise"),
+        Row("whiten", modulation="whiten"),
     )
 }
-ROW_NAMES = tuple(ROWS)
+ROW_NAMES = tuple(name for name in ROWS if name not in ("rms_norm", "standardise", "whiten"))
+"""The rows of a comparison that names none."""
 
 
 def chosen_rows(names: Sequence[str]) -> list[Row]:

@@ -1,6 +1,6 @@
 """One frozen model over one data set at a time: calibrate once, compute every image once, hand out feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,20 +34,23 @@ class Stream:
         self.settings = settings
         self.bank = self._empty()
 
-    def calibrate(self, dataset: ImageSource | None) -> None:
+    def calibrate(self, dataset: ImageSource | None, modulations: Collection[Modulate] = ()) -> None:
         """Calibrates on the images of a data set, in a bank of its own.
+
+        Args:
+            dataset: Where they are.
+            modulations: As in `FeatureExtractor.calibrate`.
 
         Raises:
             InputError: There is no data set to calibrate on.
         """
         if dataset is None:
-            raise InputError(
-                "calibration", None, "give the data module calibration pairs, or leave out discard and debias"
-            )
+            remedy = "give the data module calibration pairs, or leave out discard, debias and fitted modulations"
+            raise InputError("calibration", None, remedy)
         bank, loading = self._empty(), self._loading(dataset)
         if isinstance(bank, StoredBank):
             fill_together(bank, dataset, None, **loading)
-        bank.calibrate(dataset, **loading)
+        bank.calibrate(dataset, modulations=modulations, **loading)
 
     def open(self, dataset: ImageSource, ids: Sequence[str] | None = None) -> None:
         """Computes the images of a data set, or some of them, that are not in the bank yet.

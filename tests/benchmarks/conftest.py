@@ -1,11 +1,15 @@
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TINY_MODEL = ["--blocks", "4", "--width", "32", "--head-dim", "16", "--vae-channels", "8", "8", "--threads", "1"]
 
 
 @pytest.fixture
@@ -13,3 +17,47 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports one benchmark of this checkout."""
     monkeypatch.syspath_prepend(str(ROOT))
     return lambda name: import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def tiny_model() -> list[str]:
+    """Sizes of a model that costs nothing: 4 blocks, 4 pixels per side of a token."""
+    return list(TINY_MODEL)
+
+
+@pytest.fixture
+def parts_here(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], None]:
+    """Parts of a benchmark run in this process: libraries take seconds to load in another."""
+
+    def measure_apart(argument: str, value: str, arguments: Sequence[str]) -> Any:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            benchmark(arguments[0]).main(list(arguments[1:]))
+        return benchmark("measuring").json.loads(output.getvalue())
+
+    return lambda module: monkeypatch.setattr(module, "measure_apart", measure_apart)
+
+
+@pytest.fixture
+def runs_here(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """`eval.py` runs in this process, on one rank whatever it is asked for; the list holds what it was called with."""
+    runs, called = benchmark("runs"), []
+
+    def run_apart(argument: str, value: str, words: list[str], threads: int) -> Any:
+        from ditf_probe.cli import evaluate
+
+        called.append(words)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            evaluate(words[1:])
+        return benchmark("measuring").Finished(output.getvalue(), 2.0, 3.0)
+
+    original = runs.evaluate
+
+    def evaluate_here(folder: Path, words: Sequence[str], more: Any, ranks: int = 1, threads: int = 1) -> Any:
+        return original(folder, words, more, 1, threads)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runs, "run_apart", run_apart)
+    monkeypatch.setattr(runs, "evaluate", evaluate_here)
+    return called

@@ -262,7 +262,8 @@ def test_what_a_definition_depends_on(planted: Make) -> None:
     base = address()
     for alike in (
         {"blocks": [0, 1]}, {"modulation": "none"}, {"discard": "pre_norm"}, {"massive_channels": [1]},
-        {"massive_ratio": 7.0}, {"position_debias": "svd"}, {"debias_images": 2},
+        {"massive_ratio": 7.0}, {"position_debias": "svd"}, {"debias_images": 2}, {"massive_count": 3},
+        {"channel_choice": "random"}, {"channel_seed": 1}, {"whiten_shrinkage": 0.5}, {"modulation": "whiten"},
     ):  # fmt: skip
         assert address(**alike) == base, alike
     others = [
@@ -299,5 +300,6 @@ def test_no_setting_of_an_extractor_is_forgotten(planted: Make) -> None:
     """A setting that is neither made from a stream nor part of the definition would mix different streams."""
     extractor = FeatureExtractor(planted(), blocks=[1], timestep=1)
     later = {"blocks", "modulation", "discard", "massive_channels", "massive_ratio"}
+    later |= {"massive_count", "channel_choice", "channel_seed", "whiten_shrinkage"}
     later |= {"position_debias", "debias_components", "debias_images"}
     assert set(FeatureSettings.__dataclass_fields__) - later <= definition_of(extractor, "float32").keys()

@@ -1,11 +1,25 @@
 """Pictures show what they are told to show, where they are told to."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ditf_probe.pictures import magnitude_plot, match_picture, pca_colours, pca_map, similarity_heat_map
+from ditf_probe.errors import InputError
+from ditf_probe.pictures import (
+    Curve,
+    curve_panels,
+    grid_picture,
+    magnitude_plot,
+    match_picture,
+    pca_colours,
+    pca_map,
+    save_picture,
+    similarity_heat_map,
+)
 from ditf_probe.pictures.canvas import GAP, Strip, distinct_colour
 from ditf_probe.pictures.maps import overlay
 
@@ -180,3 +194,55 @@ def test_magnitudes_mark_massive_channels() -> None:
     red = [int((np.abs(p.astype(int) - [196, 67, 43]).max(2) < 20).sum()) for p in (marked, unmarked)]
     assert red[0] > red[1] + 100
     assert magnitude_plot(torch.zeros(4), []).shape == (360, 900, 3)
+
+
+def test_a_grid_shows_every_score_and_frames_the_best() -> None:
+    scores = {10: {0: 5.0, 3: 20.0}, 200: {0: 20.0, 3: 7.5}, 400: {0: 1.0, 3: 2.0}}
+    picture = grid_picture(scores, title="x", row_label="timestep", column_label="block")
+    assert picture.dtype == np.uint8
+    left, top, width, height = 70, 40, 46, 30
+    cells = {}
+    for row in range(3):
+        for column in range(2):
+            y, x = top + row * height, left + column * width
+            cells[row, column] = picture[y + 4 : y + 8, x + 4 : x + width - 4].astype(int)  # above the number
+    brightness = {place: float(cell.mean()) for place, cell in cells.items()}
+    order = [scores[t][b] for t in scores for b in scores[t]]
+    ranked = sorted(brightness, key=lambda place: brightness[place])
+    assert [order[2 * r + c] for r, c in ranked] == sorted(order)
+    green = (np.abs(picture.astype(int) - [57, 211, 83]).max(2) < 30).nonzero()
+    assert len(green[0]), "the first of the best cells has a frame"
+    assert abs(green[0].mean() - (top + height / 2)) < 4
+    assert abs(green[1].mean() - (left + 1.5 * width)) < 4
+    same = grid_picture({1: {0: 3.0}})
+    assert same.ndim == 3
+    for wrong in ({}, {1: {}}, {1: {0: 1.0}, 2: {1: 1.0}}):
+        with pytest.raises(InputError, match="scores"):
+            grid_picture(wrong)
+
+
+def test_panels_show_curves_with_their_bands() -> None:
+    def pixels(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+        return int((np.abs(picture.astype(int) - colour).max(2) < 12).sum())
+
+    red = Curve("a", [0, 1, 4], [1.0, 2.0, 0.0], [(0.0, 2.0), (1.0, 3.0), (-1.0, 1.0)], "#ff0000")
+    bare = Curve("a", [0, 1, 4], [1.0, 2.0, 0.0], None, "#ff0000")
+    blue = Curve("b", [0, 4], [2.0, 2.0], None, "#0000ff", dashed=True)
+    picture = curve_panels({"one": [red, blue], "two": [red], "three": []}, title="t", x_label="x", y_label="y")
+    assert picture.shape == (310, 900, 3)
+    halves = [picture[:260, :300], picture[:260, 300:600], picture[:260, 600:]]
+    assert [pixels(half, (255, 0, 0)) > 50 for half in halves] == [True, True, False]
+    assert [pixels(half, (0, 0, 255)) > 50 for half in halves] == [True, False, False]
+    band = (255, 214, 214)
+    assert pixels(picture, band) > pixels(curve_panels({"one": [bare], "two": [bare], "three": []}), band) + 500
+    solid = Curve("b", [0, 4], [2.0, 2.0], None, "#0000ff")
+    assert pixels(curve_panels({"one": [blue]}), (0, 0, 255)) < pixels(curve_panels({"one": [solid]}), (0, 0, 255))
+    assert curve_panels({name: [red] for name in "abcdef"}, zero=True).shape == (2 * 240 + 70, 1200, 3)
+    assert curve_panels({}).shape == (310, 300, 3)
+
+
+def test_a_picture_is_written_whole(tmp_path: Path) -> None:
+    picture = grid_picture({1: {0: 3.0, 1: 4.0}})
+    save_picture(tmp_path / "new" / "x.png", picture)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "x.png")), picture)

@@ -22,6 +22,7 @@ CODE = 1
 # What is made from a stream. Every other setting, also one that is yet to come, makes another store.
 _MADE_LATER = frozenset({
     *("backbone", "blocks", "modulation", "discard", "massive_channels", "massive_ratio", "calibration_images"),
+    *("massive_count", "channel_choice", "channel_seed", "whiten_shrinkage"),
     *("position_debias", "debias_components", "debias_images"),
 })  # fmt: skip
 

@@ -1,0 +1,198 @@
+"""Runs of a sweep, one process for each step, in folders of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import yaml
+
+from ditf_probe.backbones.fingerprint import file_sha256
+from ditf_probe.errors import InputError
+from ditf_probe.files import ensure_writable, write_text
+from ditf_probe.sweeping.grid import Overrides, run_name
+from ditf_probe.sweeping.records import Record, Step, in_order, probe_folders, read_record, steps_to_do
+
+PROGRAMS = {"fit": "train.py", "test": "eval.py"}
+Launch = Callable[[list[str], Path], int]
+"""From the words of `train.py` or `eval.py`, verb first, and a log file to an exit code."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all runs of a sweep share.
+
+    Attributes:
+        folder: Of everything it writes.
+        configs: Configuration files, as for `train.py`.
+        settings: `KEY=VALUE` that every run has beside its overrides.
+        verbs: Steps of each run, some of "fit" and "test" in this order.
+
+    Raises:
+        InputError: Another verb or order, or a configuration that is not there.
+    """
+
+    folder: Path
+    configs: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ("fit", "test")
+
+    def __post_init__(self) -> None:
+        if not self.verbs or list(self.verbs) != [verb for verb in PROGRAMS if verb in self.verbs]:
+            raise InputError("--verb", ",".join(self.verbs), "use fit, test or fit,test")
+        for config in self.configs:
+            if not Path(config).is_file():
+                raise InputError(
+                    "--config", config, "no such file, name a configuration such as configs/quickstart.yaml"
+                )
+        for setting in self.settings:
+            if "=" not in setting:
+                raise InputError("--set", setting, "write KEY=VALUE")
+
+    def run_dir(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / "runs" / name
+
+    def words(self, verb: str, overrides: Overrides) -> list[str]:
+        """The command line of a step, verb first."""
+        run_dir = self.run_dir(run_name(overrides))
+        words = [verb, *(word for config in self.configs for word in ("--config", config))]
+        words += [f"--{setting}" for setting in self.settings]
+        words += [f"--{key}={value}" for key, value in overrides.items()]
+        words += ["--run_dir", str(run_dir)]
+        if verb == "fit" and last_checkpoint(run_dir) is not None:
+            words += ["--ckpt_path", "last"]
+        if verb == "test" and "fit" in self.verbs and (probes := probe_folders(run_dir)):
+            words += ["--probe", *map(str, probes)]
+        return words
+
+    def definition(self) -> dict[str, Any]:
+        """What must stay for runs to belong together: settings, and the contents of configuration files."""
+        files: dict[str, str] = {}
+        for config in self.configs:
+            _hash_with_parts(Path(config), files)
+        return {"configs": list(self.configs), "settings": list(self.settings), "files": files}
+
+    def open(self) -> None:
+        """Creates the folder, or makes sure that it is of this sweep.
+
+        Raises:
+            InputError: It cannot be written to, or is of another definition.
+        """
+        ensure_writable(self.folder, "--name")
+        file, here = self.folder / "sweep.json", self.definition()
+        if file.is_file():
+            there = json.loads(file.read_text(encoding="utf-8"))
+            differing = sorted(key for key in here if here[key] != there.get(key))
+            if differing:
+                remedy = f"its runs have other {' and '.join(differing)}, choose another name or remove the folder"
+                raise InputError("--name", str(self.folder), remedy)
+        else:
+            write_text(file, json.dumps(here, indent=2) + "\n")
+
+    def check(self, runs: Sequence[Overrides]) -> None:
+        """Refuses runs whose folder another run has.
+
+        Raises:
+            InputError: There is one.
+        """
+        for overrides in runs:
+            record = read_record(self.run_dir(run_name(overrides)))
+            if record is not None and record.overrides != overrides:
+                keys = ", ".join(record.overrides)
+                raise InputError(
+                    "--over", ", ".join(overrides), f"a run over {keys} has its name, choose another --name"
+                )
+
+    def records(self) -> list[Record]:
+        """Every run of the folder that has ended or failed, by the values of its overrides."""
+        folders = [path for path in (self.folder / "runs").glob("*") if path.is_dir()]
+        found = [record for folder in folders if (record := read_record(folder)) is not None]
+        return in_order(x for x in found if x.failure or not steps_to_do(x, self.run_dir(x.name), self.verbs))
+
+
+def perform(sweep: Sweep, overrides: Overrides, launch: Launch) -> Record:
+    """Does what is missing of a run, up to the first step that fails; each step is recorded when it has ended."""
+    name = run_name(overrides)
+    run_dir = ensure_writable(sweep.run_dir(name), "--name")
+    record = read_record(run_dir) or Record(name, overrides)
+    record.write(run_dir)  # the folder is its own from now on
+    for verb in steps_to_do(record, run_dir, sweep.verbs):
+        log, start = run_dir / f"{verb}.log", time.monotonic()
+        code = launch(sweep.words(verb, overrides), log)
+        error = "" if code == 0 else reason(log, code)
+        record = record.after(Step(verb, code, error, round(time.monotonic() - start, 1)))
+        record.write(run_dir)
+        if code:
+            break
+    return record
+
+
+def state(sweep: Sweep, overrides: Overrides) -> str:
+    """Where a run stands, in words."""
+    run_dir = sweep.run_dir(run_name(overrides))
+    record = read_record(run_dir)
+    missing = steps_to_do(record, run_dir, sweep.verbs)
+    if not missing:
+        return "finished"
+    words = " and ".join(missing)
+    if missing[0] == "fit" and last_checkpoint(run_dir) is not None:
+        words += " from last.ckpt"
+    failure = None if record is None else record.failure
+    return words if failure is None else f"{words} (failed before: {failure.error})"
+
+
+def in_process_of_its_own(words: list[str], log: Path) -> int:
+    """Runs `train.py` or `eval.py` and waits; what it prints goes to the log."""
+    with log.open("w", encoding="utf-8") as output:
+        command = [sys.executable, "-m", "ditf_probe.cli", *words]
+        return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def reason(log: Path, code: int) -> str:
+    """Why a process ended: its error line, or the last line that it wrote."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith("error: ")]
+    return (named or lines or ["it said nothing"])[-1].removeprefix("error: ")[:300]
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The last checkpoint of a training, where there is a whole one."""
+    import torch  # slow to import
+
+    path = run_dir / "checkpoints" / "last.ckpt"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError):
+        return None
+    return path
+
+
+def _hash_with_parts(file: Path, found: dict[str, str]) -> None:
+    """SHA-256 of a configuration file and of those that it names."""
+    if str(file) in found:
+        return
+    found[str(file)] = file_sha256(file)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the run says what is wrong with it
+    for word in _words(tree):
+        part = file.parent / word
+        if word.endswith((".yaml", ".yml")) and part.is_file():
+            _hash_with_parts(part, found)
+
+
+def _words(tree: Any) -> list[str]:
+    if isinstance(tree, str):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return [word for part in parts for word in _words(part)]
