@@ -13,9 +13,9 @@ from ditf_probe.errors import InputError
 from ditf_probe.features.kept_calibration import keep, restore
 from ditf_probe.inference.exporting import export_head
 from ditf_probe.inference.features import DenseFeatures, load_for
-from ditf_probe.probes import ProbeFacts, describe_probe, load_probe, save_probe
+from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, describe_probe, load_probe, save_probe
 from ditf_probe.probes.folder import load_beside
-from ditf_probe.tasks.planning import PROBE_SETTINGS, check_backbone
+from ditf_probe.tasks.planning import check_backbone
 from ditf_probe.tasks.settings import BackboneFeatures
 
 

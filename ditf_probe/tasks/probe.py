@@ -160,8 +160,7 @@ class ProbeTask(CorrespondenceTask):
         losses = []
         for name in self.probes:
             contrast = self._contrast(name)
-            loss, penalty = contrast(sources[name], targets[name], batch), penalty_of(self.probes[name])
-            losses.append(loss if penalty is None else loss + penalty)
+            losses.append(contrast(sources[name], targets[name], batch) + penalty_of(self.probes[name]))
             self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
             self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
         total = torch.stack(losses).sum()
@@ -234,9 +233,8 @@ class ProbeTask(CorrespondenceTask):
         stream = self._fit[0]
         maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
         for members in stream.by_canvas(sides):
-            of_images, blocks = [sides[i] for i in members], self._all_blocks()
-            forms = {takes_timesteps(probe) for probe in self.probes.values()}
-            features = {form: stream.maps(of_images, blocks, per_timestep=form) for form in forms}
+            given, forms = [sides[i] for i in members], {*map(takes_timesteps, self.probes.values())}
+            features = {form: stream.maps(given, self._all_blocks(), per_timestep=form) for form in forms}
             for name, probe in self.probes.items():
                 found = probe(features[takes_timesteps(probe)]).unbind()
                 maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}
