@@ -54,11 +54,11 @@ def takes_timesteps(probe: nn.Module | None) -> bool:
     return bool(getattr(probe, "per_timestep", False))
 
 
-def penalty_of(probe: nn.Module) -> Tensor | float:
-    """What a head, of this package or another, adds to its loss; 0 where it has no penalty."""
+def penalty_of(probe: nn.Module) -> Tensor | None:
+    """What a head, of this package or another, adds to its loss; None for nothing."""
     penalty = getattr(probe, "penalty", None)
     found: Tensor | None = None if penalty is None else penalty()
-    return 0.0 if found is None else found
+    return found
 
 
 def check_num_timesteps(argument: str, name: str, wanted: int | None, timestep: int | Sequence[int]) -> None:

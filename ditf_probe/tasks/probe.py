@@ -155,12 +155,12 @@ class ProbeTask(CorrespondenceTask):
 
     def training_step(self, batch: list[Pair], batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
-        sources = self._descriptors([pair.source for pair in batch])
-        targets = self._descriptors([pair.target for pair in batch])
+        sources, targets = (self._descriptors([getattr(pair, x) for pair in batch]) for x in ("source", "target"))
         losses = []
         for name in self.probes:
             contrast = self._contrast(name)
-            losses.append(contrast(sources[name], targets[name], batch) + penalty_of(self.probes[name]))
+            loss, penalty = contrast(sources[name], targets[name], batch), penalty_of(self.probes[name])
+            losses.append(loss if penalty is None else loss + penalty)
             self.log(f"train/loss/{name}", losses[-1], batch_size=len(batch))
             self.log(f"train/temperature/{name}", contrast.temperature, batch_size=len(batch))
         total = torch.stack(losses).sum()
@@ -233,8 +233,8 @@ class ProbeTask(CorrespondenceTask):
         stream = self._fit[0]
         maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
         for members in stream.by_canvas(sides):
-            given, forms = [sides[i] for i in members], {*map(takes_timesteps, self.probes.values())}
-            features = {form: stream.maps(given, self._all_blocks(), per_timestep=form) for form in forms}
+            given = [sides[i] for i in members], self._all_blocks()
+            features = {x: stream.maps(*given, per_timestep=x) for x in {*map(takes_timesteps, self.probes.values())}}
             for name, probe in self.probes.items():
                 found = probe(features[takes_timesteps(probe)]).unbind()
                 maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}
