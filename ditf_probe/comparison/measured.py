@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ditf_probe.comparison.table_parts import FROZEN
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.metrics.intervals import percentile_interval
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow, MeasuredRun
@@ -55,6 +56,7 @@ def measured_table(name: str, dataset: dict[str, Any]) -> Table:
     caption = f"one {dataset['unit']}: no interval"
     if dataset["n"] > 1:
         caption = f"95% intervals of {primary} over n = {dataset['n']} units ({dataset['unit']}), differences paired"
+    caption += f"; {FROZEN}"
     facts = ", ".join(f"{count:,} {what}" for what, count in dataset["facts"].items())
     title = f"{name}: {facts}" if facts else name
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")

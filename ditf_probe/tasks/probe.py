@@ -155,8 +155,7 @@ class ProbeTask(CorrespondenceTask):
 
     def training_step(self, batch: list[Pair], batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
-        sources = self._descriptors([pair.source for pair in batch])
-        targets = self._descriptors([pair.target for pair in batch])
+        sources, targets = (self._descriptors([getattr(pair, x) for pair in batch]) for x in ("source", "target"))
         losses = []
         for name in self.probes:
             contrast = self._contrast(name)
@@ -234,9 +233,8 @@ class ProbeTask(CorrespondenceTask):
         stream = self._fit[0]
         maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.probes}
         for members in stream.by_canvas(sides):
-            of_images, blocks = [sides[i] for i in members], self._all_blocks()
-            forms = {takes_timesteps(probe) for probe in self.probes.values()}
-            features = {form: stream.maps(of_images, blocks, per_timestep=form) for form in forms}
+            given = [sides[i] for i in members], self._all_blocks()
+            features = {x: stream.maps(*given, per_timestep=x) for x in {*map(takes_timesteps, self.probes.values())}}
             for name, probe in self.probes.items():
                 found = probe(features[takes_timesteps(probe)]).unbind()
                 maps[name] |= {i: stream.crop(one, sides[i]) for i, one in zip(members, found, strict=True)}

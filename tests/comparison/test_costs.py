@@ -53,7 +53,7 @@ def test_time_is_in_a_file_of_its_own_and_operations_are_where_the_scores_are(
     assert report_from_predictions(folders["one"]) == document
     assert list(csv.DictReader(io.StringIO((folders["one"] / "costs.csv").read_text()))) == lines
     printed = capsys.readouterr().out
-    for word in ("d: cost", "12.3 M", "4 x 6", "1.25", "median time on cpu"):
+    for word in ("d: cost", "12.3 M", "4 x 6", "1.25", "median time on cpu", "backbones of all rows are frozen"):
         assert word in printed
 
 
