@@ -33,6 +33,10 @@ def test_help_of_the_command_needs_no_lightning() -> None:
     assert not {"torch", "lightning", "diffusers"} & modules_after(code)
 
 
+def test_the_scripts_start_with_little_beside_lightning() -> None:
+    assert not {"diffusers", "timm", "skimage"} & modules_after("import ditf_probe.cli")
+
+
 def test_every_public_name_resolves() -> None:
     for name in ditf_probe.__all__:
         assert getattr(ditf_probe, name) is not None

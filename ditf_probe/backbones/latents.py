@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS, unscaled
@@ -61,9 +60,10 @@ def noise_schedule(config: Mapping[str, Any]) -> Any:
     Args:
         config: Of a scheduler with betas; empty for DiT (linear betas from 0.0001 to 0.02 over 1000 steps).
     """
-    kind: Any = (
-        CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler
-    )  # the only one that shifts the SNR
+    from diffusers import CogVideoXDDIMScheduler, DDPMScheduler  # diffusers is slow to import
+
+    # Only that of CogVideoX shifts the signal-to-noise ratio.
+    kind: Any = CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDPMScheduler
     return kind.from_config(dict(config))
 
 

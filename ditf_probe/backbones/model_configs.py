@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
 from ditf_probe.backbones.checks import no_entry
 from ditf_probe.backbones.families import FAMILIES, Family
 from ditf_probe.errors import InputError
@@ -62,6 +60,8 @@ def model_class(config: dict[str, Any], source: Path) -> Any:
         InputError: diffusers has no such model class.
     """
     name = named_class(config)
+    import diffusers  # slow to import
+
     found: Any = getattr(diffusers, name, None)
     if not hasattr(found, "from_pretrained") or not hasattr(found, "from_config"):
         raise InputError("backbone", f"{source}: {name}", f"no model class of diffusers {diffusers.__version__}")

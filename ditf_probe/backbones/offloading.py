@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from ditf_probe.backbones.quantised import need
@@ -42,6 +41,8 @@ def apply_offload(transformer: nn.Module, offload: Offload, device: torch.device
         device: Where it computes.
     """
     if offload == "group":
+        from diffusers.hooks import apply_group_offloading  # diffusers is slow to import
+
         apply_group_offloading(transformer, onload_device=device, offload_type="block_level", num_blocks_per_group=1)
     elif offload == "model":
         from accelerate import cpu_offload  # an extra

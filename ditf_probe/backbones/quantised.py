@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 from torch import nn
 
@@ -62,6 +61,8 @@ def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
             "gguf" for a file of that format.
         dtype: Of the computation, and of what is not quantised.
     """
+    import diffusers  # slow to import
+
     if kind == "nf4":
         return diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     if kind == "int8":

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
 
-import diffusers
 import torch
 from torch import nn
 
@@ -102,6 +101,8 @@ def loaded_taps(block: nn.Module, name: str, group: BlockGroup, absent: type[nn.
 @lru_cache(maxsize=1)
 def _very_small(name: str) -> tuple[nn.Module, LatentSpace]:
     """The model of a class that its entry describes for tests, and the space of its latents."""
+    import diffusers  # slow to import
+
     family = FAMILIES[name]
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         transformer = getattr(diffusers, name)(**family.tiny).eval()

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +95,8 @@ def encode_prompt(pipeline: Any, side: TextSide, prompt: str, arguments: Mapping
 
 def _stand_in(kind: str, dtype: torch.dtype) -> nn.Module:
     """A very small model of a diffusers class; the global generator is left as it was."""
+    import diffusers  # slow to import
+
     tiny = FAMILIES[kind].tiny if kind in FAMILIES else AUTOENCODERS[kind].tiny
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = getattr(diffusers, kind)(**tiny)

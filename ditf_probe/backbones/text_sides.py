@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -215,6 +214,8 @@ def pipeline_class(name: str) -> Any:
     """
     if not installed("transformers"):
         raise InputError("prompts", name, "text encoders need transformers, run `pip install 'ditf_probe[text]'`")
+    import diffusers  # slow to import
+
     return getattr(diffusers, name)
 
 

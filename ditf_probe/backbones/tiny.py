@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
 
 NUM_TIMESTEPS = 1000
-MODEL_CLASSES: dict[str, type[nn.Module]] = {"dit": DiTTransformer2DModel, "flux": FluxTransformer2DModel}
+MODEL_CLASSES = {"dit": "DiTTransformer2DModel", "flux": "FluxTransformer2DModel"}
 
 
 class TinyDenoiser(nn.Module):
@@ -34,7 +33,9 @@ class TinyDenoiser(nn.Module):
     def __init__(self, spec: TinySpec) -> None:
         super().__init__()
         self.spec = spec
-        self.transformer: Any = MODEL_CLASSES[spec.architecture](**spec.config)
+        import diffusers  # slow to import
+
+        self.transformer: Any = getattr(diffusers, MODEL_CLASSES[spec.architecture])(**spec.config)
         self.class_embedding: nn.Embedding | None = None
         if spec.architecture == "flux":
             self.class_embedding = nn.Embedding(spec.num_classes + 1, spec.width)

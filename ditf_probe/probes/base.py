@@ -55,7 +55,7 @@ def takes_timesteps(probe: nn.Module | None) -> bool:
 
 
 def penalty_of(probe: nn.Module) -> Tensor | None:
-    """What a head, of this package or another, adds to its loss."""
+    """What a head, of this package or another, adds to its loss; None for nothing."""
     penalty = getattr(probe, "penalty", None)
     found: Tensor | None = None if penalty is None else penalty()
     return found

@@ -29,7 +29,7 @@ def _of_input(shape: Any, *more: Any, out_shape: Any = None, **options: Any) -> 
 
 
 POINTWISE = (
-    *(aten.add, aten.sub, aten.mul, aten.div, aten.pow, aten.rsqrt),
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.pow, aten.sqrt, aten.rsqrt),
     *(aten.clamp_min, aten.gelu, aten.upsample_bilinear2d),
 )
 REDUCTIONS = (aten.sum, aten.mean, aten.linalg_vector_norm, aten._softmax)

@@ -39,27 +39,35 @@ class ChannelGate(Probe):
     (Hoyer, JMLR 2004, section 3.1) and not the L1 norm itself, which would shrink all of them alike; and a channel
     counts as closed relative to the root mean square of the scales of its block.
 
+    A scale is 1 + rate * w of a weight w that starts at 0: an optimiser like AdamW moves a weight by about the learning
+    rate at a step, and a scale has to come from 1 to 0 within one training.
+
     Args:
         channels: Width C of the features.
         blocks: Blocks whose channels are scaled.
         l1: Weight of the penalty; 0 for none.
         threshold: A channel is closed where its scale is smaller than this part of the root mean square.
+        rate: How much faster than a weight a scale moves.
 
     Raises:
-        InputError: A negative weight, or a threshold outside 0 to 1.
+        InputError: A negative weight, a threshold outside 0 to 1, or a rate that is not positive.
     """
 
     pointwise = True
 
-    def __init__(self, channels: int, blocks: Sequence[int], l1: float = 0.0, threshold: float = 0.1) -> None:
+    def __init__(
+        self, channels: int, blocks: Sequence[int], l1: float = 0.0, threshold: float = 0.1, rate: float = 10.0
+    ) -> None:
         super().__init__(channels, blocks)
         if not 0 <= l1 < float("inf"):
             raise InputError("l1", l1, "give a number, 0 or more")
         if not 0 < threshold < 1:
             raise InputError("threshold", threshold, "give a part of the root mean square, above 0 and below 1")
-        self.l1, self.threshold = l1, threshold
+        if not 0 < rate < float("inf"):
+            raise InputError("rate", rate, "give a positive number, such as 10")
+        self.l1, self.threshold, self.rate = l1, threshold, rate
         self.starts_at_zero_shot = len(self.blocks) == 1
-        self.scales = nn.ParameterDict({str(block): torch.ones(channels) for block in self.blocks})
+        self.weights = nn.ParameterDict({str(block): torch.zeros(channels) for block in self.blocks})
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
         """Descriptors from features.
@@ -74,8 +82,13 @@ class ChannelGate(Probe):
             InputError: A block is missing or has another width.
         """
         layers = select_layers(features, self.blocks, self.channels)
-        scales = (self.scales[str(block)][:, None, None] for block in self.blocks)
+        scales = (self.scale(block)[:, None, None] for block in self.blocks)
         return joined([layer * scale for layer, scale in zip(layers, scales, strict=True)])
+
+    def scale(self, block: int) -> Tensor:
+        """The scales of the channels of one block, `(C,)`."""
+        weights: Tensor = self.weights[str(block)]
+        return 1 + self.rate * weights
 
     def penalty(self) -> Tensor | None:
         """`l1` times the mean magnitude of the scales over their root mean square, from 1 / sqrt(C) to 1.
@@ -84,7 +97,8 @@ class ChannelGate(Probe):
         """
         if not self.l1:
             return None
-        ratios = [scale.abs().mean() / _root_mean_square(scale) for scale in self.scales.values()]
+        scales = [self.scale(block) for block in self.blocks]
+        ratios = [scale.abs().mean() / _root_mean_square(scale) for scale in scales]
         return self.l1 * torch.stack(ratios).mean()
 
     def closed(self, massive: Mapping[int, Sequence[int]] | None = None) -> dict[int, ClosedChannels]:
@@ -95,7 +109,7 @@ class ChannelGate(Probe):
         """
         found = {}
         for block in self.blocks:
-            scale = self.scales[str(block)].detach()
+            scale = self.scale(block).detach()
             closed = (scale.abs() < self.threshold * _root_mean_square(scale)).nonzero()[:, 0].tolist()
             found[block] = ClosedChannels(closed, sorted(set((massive or {}).get(block, ()))))
         return found

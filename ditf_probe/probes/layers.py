@@ -60,6 +60,17 @@ def layer_norm(layer: Tensor) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean(dim=-3, keepdim=True) + EPS)
 
 
+def spread(layer: Tensor) -> Tensor:
+    """Standard deviation over the channels of each token, `(..., C, h, w)` to `(..., 1, h, w)`.
+
+    Branches over normed tokens are multiplied by it, so that they are as large as the features that they are added to,
+    and a learning rate means the same whatever the scale of a stream.
+    """
+    layer = at_least_float32(layer)
+    centred = layer - layer.mean(dim=-3, keepdim=True)
+    return (centred.square().mean(dim=-3, keepdim=True) + EPS).sqrt()
+
+
 def at_least_float32(layer: Tensor) -> Tensor:
     """The same in float32 where it is less precise; norms and means are taken in that."""
     return layer if layer.dtype in (torch.float32, torch.float64) else layer.float()
@@ -89,9 +100,9 @@ def zero_projection(channels: int, width: int, bias: bool = True) -> nn.Conv2d:
 class Bottleneck(nn.Module):
     """The branch of a residual bottleneck, 1x1, 3x3, 1x1 (He et al., CVPR 2016, figure 5), zero until it is trained.
 
-    Tokens pass a layer norm first, so that massive channels do not drown the others, and GELU stands between the
-    convolutions. The map is continued beyond its border by its outermost tokens: zeros there would tell the head where
-    the border is.
+    Tokens pass a layer norm first, and the branch gets their spread back at its end (see `spread`); GELU stands between
+    the convolutions. The map is continued beyond its border by its outermost tokens: zeros there would tell the head
+    where the border is.
 
     Args:
         channels: Width of the input.
@@ -108,7 +119,7 @@ class Bottleneck(nn.Module):
     def forward(self, layer: Tensor) -> Tensor:
         """From `(B, channels, h, w)` to `(B, width, h, w)`."""
         hidden = F.gelu(self.mix(F.gelu(self.reduce(layer_norm(layer)))))
-        found: Tensor = self.expand(hidden)
+        found: Tensor = self.expand(hidden) * spread(layer)
         return found
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
 from ditf_probe.probes.base import Probe, checked_count
-from ditf_probe.probes.layers import joined, layer_norm, select_layers, zero_projection
+from ditf_probe.probes.layers import joined, layer_norm, select_layers, spread, zero_projection
 
 TimestepMode = Literal["convolution", "attention", "softmax"]
 
@@ -124,7 +124,7 @@ class _Convolution(nn.Module):
     def forward(self, layer: Tensor) -> Tensor:
         steps = F.gelu(self.reduce(layer_norm(layer).transpose(1, 2)))  # (B, width, T, h, w)
         steps = F.gelu(self.convolve(steps))
-        found: Tensor = self.expand((steps * self.readout[:, :, None, None]).sum(2))
+        found: Tensor = self.expand((steps * self.readout[:, :, None, None]).sum(2)) * spread(layer.mean(1))
         return found
 
 
@@ -145,5 +145,5 @@ class _Attention(nn.Module):
         asked = self.query(steps.mean(2)).unsqueeze(2)
         scores = (asked * self.key(steps)).sum(1, keepdim=True) * steps.shape[1] ** -0.5
         answer = (scores.softmax(dim=2) * self.value(steps)).sum(2)
-        found: Tensor = self.expand(F.gelu(answer))
+        found: Tensor = self.expand(F.gelu(answer)) * spread(layer.mean(1))
         return found

@@ -22,6 +22,7 @@ from ditf_probe.probes.cost import POINTWISE, REDUCTIONS, ProbeCost, probe_cost,
 
 C, GRID, N = 10, (3, 4), 12  # channels and tokens
 NORM = 2 * C + 1 + 2 * C + 1 + C  # mean, centre, square, mean, epsilon, inverse root, scale: of one token
+SPREAD = 2 * C + 2 * C + 2 + C  # mean, centre, square, mean; epsilon, root; and the branch times it
 
 
 def dense(inputs: int, outputs: int) -> int:
@@ -45,14 +46,15 @@ def joined(blocks: int) -> int:
         (
             BottleneckProbe(C, [1], width=4),
             (C * 4 + 4) + (4 * 4 * 9 + 4) + (4 * C + C),
-            NORM + dense(C, 4) + 4 + 9 * dense(4, 4) + 4 + dense(4, C) + C,
+            NORM + dense(C, 4) + 4 + 9 * dense(4, 4) + 4 + dense(4, C) + SPREAD + C,
         ),
         (TimestepAggregation(C, [1], 3, "softmax"), 3, 2 * C * 3 + C * 3 + C),
     ],
 )
 def test_costs_by_hand(probe: Probe, parameters: int, per_token: int) -> None:
-    # The softmax mode compares two softmax over its three weights, once for all tokens.
+    # Once for all tokens: two softmax over three weights and their difference, and scales from the weights of a gate.
     once = 2 * 3 + 3 if isinstance(probe, TimestepAggregation) else 0
+    once += 2 * parameters if isinstance(probe, ChannelGate) else 0
     assert probe_cost(probe, C, GRID) == ProbeCost(parameters, per_token * N + once)
 
 

@@ -60,6 +60,10 @@ def normed(token: Tensor) -> Tensor:
     return (token - token.mean()) / (token.var(unbiased=False) + 1e-6).sqrt()
 
 
+def spread(token: Tensor) -> Tensor:
+    return (token.var(unbiased=False) + 1e-6).sqrt()
+
+
 def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -80,7 +84,7 @@ def bottleneck(branch: nn.Module, x: Tensor, row: int, column: int) -> Tensor:
         for dx in (-1, 0, 1):
             y, z = min(max(row + dy, 0), height - 1), min(max(column + dx, 0), width - 1)
             total = total + branch.mix.weight[:, :, dy + 1, dx + 1] @ gelu(dense(branch.reduce, normed(x[:, y, z])))
-    return dense(branch.expand, gelu(total))
+    return spread(x[:, row, column]) * dense(branch.expand, gelu(total))
 
 
 def convolved(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def convolved(residual: nn.Module, steps: Tensor) -> Tensor:
             if 0 <= t + k < len(steps):
                 found = found + residual.convolve.weight[:, :, k + 1, 0, 0] @ reduced[t + k]
         total = total + residual.readout[:, t] * gelu(found)
-    return dense(residual.expand, total)
+    return spread(steps.mean(0)) * dense(residual.expand, total)
 
 
 def attended(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ def attended(residual: nn.Module, steps: Tensor) -> Tensor:
     answer = sum(
         score / scores.sum() * dense(residual.value, token) for score, token in zip(scores, tokens, strict=True)
     )
-    return dense(residual.expand, gelu(answer))
+    return spread(steps.mean(0)) * dense(residual.expand, gelu(answer))
 
 
 def weighted(residual: nn.Module, steps: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ def slow(name: str, probe: Probe, block: int, layer: Tensor, row: int, column: i
     """What a head makes of one block at one token of one image, `(C, h, w)` or `(T, C, h, w)`."""
     x, key = layer[..., row, column], str(block)
     if name == "gate":
-        return x * probe.scales[key]
+        return x * (1 + 10 * probe.weights[key])
     if name == "bottleneck":
         return x + bottleneck(probe.branches[key], layer, row, column)
     if name == "low_rank":
@@ -156,8 +160,9 @@ def test_mixtures_with_bottlenecks_and_timesteps(name: str) -> None:
                     layer = maps[block][1, t] if probe.per_timestep else maps[block][1]
                     token = dense(probe.projections[str(block)], normed(layer[:, row, column]))
                     if name == "layers":
-                        # The branch norms what is normed: the same but for the epsilon.
-                        token = token + bottleneck(probe.branches[str(block)], layer, row, column)
+                        rows = [[normed(layer[:, y, x]) for x in range(4)] for y in range(3)]
+                        whole = torch.stack([torch.stack(tokens, 1) for tokens in rows], 1)
+                        token = token + bottleneck(probe.branches[str(block)], whole, row, column)
                     expected += mixture[t * len(BLOCKS) + number] * token
             torch.testing.assert_close(found[1, :, row, column], expected, rtol=1e-3, atol=1e-4)
     by_step = mixture.reshape(steps, 2)
@@ -177,6 +182,15 @@ def test_fresh_heads_start_at_zero_shot_where_they_say_so(name: str) -> None:
         elif name in EXACT:
             cosines = [torch.cosine_similarity(x[0], x[1], dim=0) for x in (probe(maps), *zero_shot)]
             torch.testing.assert_close(cosines[0], (cosines[1] + cosines[2]) / 2)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@torch.no_grad()
+def test_residual_heads_follow_the_scale_of_their_features(name: str) -> None:
+    """So that a learning rate means the same for streams of any scale."""
+    probe = shaken(HEADS[name], [4])
+    maps = maps_for(probe)
+    torch.testing.assert_close(probe({4: 100 * maps[4]}), 100 * probe(maps), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -292,6 +306,7 @@ def test_wrong_input_is_named(name: str) -> None:
         (lambda: ChannelGate(6, [1], l1=-1.0), "l1"),
         (lambda: ChannelGate(6, [1], l1=math.nan), "l1"),
         (lambda: ChannelGate(6, [1], threshold=1.0), "threshold"),
+        (lambda: ChannelGate(6, [1], rate=0.0), "rate"),
         (lambda: BottleneckProbe(6, [1], width=0), "width"),
         (lambda: BottleneckProbe(6, [1, 1]), "blocks"),
         (lambda: LowRankAdapter(6, [1], rank=0), "rank"),
@@ -341,8 +356,8 @@ def test_penalty_sees_ratios_of_scales_only() -> None:
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(0.5)  # its largest value: all scales are equal
     with torch.no_grad():
-        gate.scales["4"].copy_(torch.tensor([3.0, 0.0, 0.0, -4.0]))
-        gate.scales["1"].fill_(0.01)
+        gate.weights["4"].copy_((torch.tensor([3.0, 0.0, 0.0, -4.0]) - 1) / 10)
+        gate.weights["1"].fill_(-0.099)
         # Mean magnitude 7/4 over the root mean square 5/2, and 1 for the equal ones.
         assert float(gate.penalty()) == pytest.approx(0.5 * (0.7 + 1) / 2)
     assert ChannelGate(4, [1]).penalty() is None
@@ -353,7 +368,7 @@ def test_training_with_the_penalty_closes_the_channels_that_say_nothing() -> Non
     """Two channels tell points apart, the others are noise that is drawn anew in every image."""
     torch.manual_seed(0)
     gate = ChannelGate(CHANNELS, [4], l1=0.3)
-    optimiser = torch.optim.Adam(gate.parameters(), lr=0.05)
+    optimiser = torch.optim.Adam(gate.parameters(), lr=0.005)
     for _ in range(120):
         what = torch.randn(1, 2, 4, 4)
         source, target = (torch.cat([what, 2 * torch.randn(1, 4, 4, 4)], 1)[:, [2, 0, 3, 4, 1, 5]] for _ in range(2))

@@ -164,7 +164,11 @@ def test_a_fused_row_costs_what_its_parts_cost(
     trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
     rows = rows_of(task)
     costs = [rows[name].cost for name in ("gate", "low_rank", "fused")]
-    assert [cost and cost.flops for cost in costs] == [16 * 64, 64 * (2 * 2 * 16 * 4 + 16), 64 * (2 * 2 * 16 * 4 + 32)]
+    assert [cost and cost.flops for cost in costs] == [
+        16 * 66,
+        64 * (2 * 2 * 16 * 4 + 16),
+        64 * (2 * 2 * 16 * 4 + 32) + 32,
+    ]
 
 
 def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_channels_it_closed(
@@ -175,7 +179,7 @@ def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_chann
     def gate(channels: int, blocks: list[int]) -> ChannelGate:
         made = ChannelGate(channels, blocks)
         with torch.no_grad():
-            made.scales["1"][[2, 7]] = 0.01
+            made.weights["1"][[2, 7]] = -0.099  # scales of 0.01
         return made
 
     folders = save_fresh(tmp_path, features, {"gate": gate}, [1])
