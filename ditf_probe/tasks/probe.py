@@ -13,7 +13,7 @@ from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import Pair
 from ditf_probe.errors import InputError
 from ditf_probe.features.kept_calibration import keep
-from ditf_probe.losses import KeypointContrast
+from ditf_probe.losses import Extras, Objective
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
@@ -23,6 +23,7 @@ from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.descriptors import Ends
 from ditf_probe.tasks.heads import HeadFactory, HeadPlan
 from ditf_probe.tasks.matchers import FeatureMatcher, match_all
+from ditf_probe.tasks.objectives import LossFactory, objective, told
 from ditf_probe.tasks.randomness import random_state, restore_random_state
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, Row
 from ditf_probe.tasks.schedules import Optimisation, averaged
@@ -49,8 +50,10 @@ class ProbeTask(CorrespondenceTask):
         init_from: Name to the folder of a trained probe to start from.
         seeds: Seeds of the initial weights: a copy of each probe per seed, kept in the folder `seed<seed>` of the
             probe. None trains one copy of each.
-        temperature: Start of the learnt temperature of the loss, one per probe.
-        margin: Radius without negatives around a partner, in cells; see `KeypointContrast`.
+        losses: Name to what builds a loss, each probe having its own; None is `KeypointContrast`. See `docs/losses.md`.
+        loss_weights: Name of a loss to its weight; 1 where a name is missing.
+        temperature: Start of the learnt temperature where no losses are named.
+        margin: Radius without negatives around a partner, in cells, where no losses are named.
         learning_rate: Highest learning rate of AdamW; a cosine takes it to zero.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps of linear warm-up.
@@ -81,6 +84,8 @@ class ProbeTask(CorrespondenceTask):
         probe_blocks: dict[str, list[int]] | None = None,
         init_from: dict[str, str] | None = None,
         seeds: list[int] | None = None,
+        losses: dict[str, LossFactory] | None = None,
+        loss_weights: dict[str, float] | None = None,
         temperature: float = 0.07,
         margin: float = 1.0,
         learning_rate: float = 1e-3,
@@ -105,7 +110,8 @@ class ProbeTask(CorrespondenceTask):
         super().__init__(features, *compared, others, backbone_files, fusions, protocol)
         self.optimisation = Optimisation(learning_rate, weight_decay, warmup_steps, ema_decay)
         self.plan = HeadPlan(dict(probes), dict(probe_blocks or {}), dict(init_from or {}), seeds)
-        self.losses = nn.ModuleDict({name: KeypointContrast(temperature, True, margin) for name in self.plan.copies})
+        asked = losses, loss_weights, temperature, margin
+        self.losses = nn.ModuleDict({name: objective(*asked) for name in self.plan.copies})
         self.probes = nn.ModuleDict()
         self.averages: AveragedModel | None = None
         self.best: dict[str, float] = {}
@@ -230,24 +236,21 @@ class ProbeTask(CorrespondenceTask):
         chosen = self.plan.blocks.get(self.plan.copies[copy], self.features.blocks)
         return check_blocks(chosen, self.backbone.num_blocks)
 
-    def _contrast(self, name: str) -> KeypointContrast:
-        contrast = self.losses[name]
-        assert isinstance(contrast, KeypointContrast)
-        return contrast
+    def _objective(self, name: str) -> Objective:
+        found = self.losses[name]
+        assert isinstance(found, Objective)
+        return found
 
     def _loss(
         self, name: str, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], zero_shot: Ends | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a probe, in float32 whatever it computes in, and what else is to be logged.
-
-        `zero_shot` are the features of sources and targets before the probe, for losses that need them.
-        """
-        del zero_shot
-        contrast = self._contrast(name)
+        """The loss of a probe, in float32 whatever it computes in, and what else is to be logged."""
+        own, extras = self._objective(name), Extras() if zero_shot is None else Extras(*zero_shot)
         with torch.autocast(self.device.type, enabled=False):
-            loss: Tensor = contrast([one.float() for one in sources], [one.float() for one in targets], pairs)
+            ends = [one.float() for one in sources], [one.float() for one in targets]
+            loss, values = own(*ends, pairs, extras)
             penalty = penalty_of(self.probes[name])
-        return loss if penalty is None else loss + penalty, {"temperature": contrast.temperature}
+        return loss if penalty is None else loss + penalty, told(own, values)
 
     def _kept(self) -> nn.ModuleDict:
         """The probes that are validated and kept."""
@@ -258,7 +261,7 @@ class ProbeTask(CorrespondenceTask):
     def _write(self, name: str) -> None:
         if not self.trainer.is_global_zero:
             return
-        probe, loss = self._kept()[name], self._contrast(name)
+        probe = self._kept()[name]
         calibration, beside = keep(self._data.stream.extractor, self._blocks(name))
         facts = describe_probe(
             probe,
@@ -268,8 +271,7 @@ class ProbeTask(CorrespondenceTask):
                 "val_pck_0.10_per_point": self.best[name],
                 **self._data.facts(self.trainer),
                 **asdict(self.optimisation),
-                "temperature": float(loss.temperature),
-                "margin": loss.margin,
+                "losses": self._objective(name).settings(),
                 **self.plan.facts(name),
             },
             calibration=calibration,
