@@ -60,10 +60,13 @@ def upper_bounds(dots: Tensor, x: Axis, limits: Limits) -> Tensor:
         `(..., K, h, W)` float32, at most `MARGIN` too low.
     """
     on_row = (x(dots, -1) * limits.inverse).float()
-    below = torch.cat([on_row[..., 1:, :], on_row[..., -1:, :]], dim=-2)
-    larger, smaller = torch.maximum(on_row, below), torch.minimum(on_row, below)
-    beyond = (smaller - limits.cosine * larger).clamp_min(0)
-    return (larger.square() + beyond.square() * limits.steep).sqrt().clamp(limits.least, limits.most)
+    upper, lower = on_row[..., :-1, :], on_row[..., 1:, :]
+    cosine, steep = limits.cosine[..., :-1, :], limits.steep[..., :-1, :]
+    larger = torch.maximum(upper, lower)
+    beyond = torch.addcmul(torch.minimum(upper, lower), cosine, larger, value=-1).clamp_min(0).square()
+    between = torch.addcmul(larger.square(), beyond, steep).sqrt()
+    # Below the last grid row there is nothing but the border, which repeats it.
+    return torch.cat([between, on_row[..., -1:, :]], dim=-2).clamp(limits.least, limits.most)
 
 
 @cache

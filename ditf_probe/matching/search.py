@@ -170,11 +170,8 @@ def _search(descriptors: Sequence[Tensor], maps: Sequence[SearchedMap]) -> list[
     for row, count in enumerate(counts):
         bounds[row, count:] = -torch.inf  # no descriptors
     pixels = Pixels(dots, torch.stack([one.squares for one in maps]), first.x, first.y, first.rows)
-    # The best pixel of the most promising column is a lower bound of the best of all.
-    lower = pixels.cosines(_highest(bounds)).amax(-1).view_as(dots[..., 0, 0])
-    promising = bounds >= (lower.float() - MARGIN)[..., None, None]
-    many = promising.sum((-2, -1)) > _MANY * first.limits.inverse.numel()
-    best, pixel = pixels.best(Segments(*(promising & ~many[..., None, None]).nonzero().unbind(1)))
+    promising, many = _promising(bounds, pixels)
+    best, pixel = pixels.best(promising)
     for row in many.any(1).nonzero().flatten().tolist():
         pixel[row, many[row]], best[row, many[row]] = _best_of_all(dots[row, many[row]], maps[row])
     return [(pixel[row, :count], best[row, :count]) for row, count in enumerate(counts)]
@@ -189,12 +186,28 @@ def _bounds(dots: Tensor, x: Axis, limits: Limits) -> Tensor:
     return torch.cat([upper_bounds(dots[:, i : i + step], x, limits) for i in range(0, max(1, count), step)], dim=1)
 
 
-def _highest(bounds: Tensor) -> Segments:
-    """The segment of the highest bound of each descriptor."""
-    where, width = bounds.flatten(-2).argmax(-1), bounds.shape[-1]
-    rows, columns = where.flatten() // width, where.flatten() % width
-    number = torch.arange(where.numel(), device=where.device)
-    return Segments(number // where.shape[1], number % where.shape[1], rows, columns)
+def _promising(bounds: Tensor, pixels: Pixels) -> tuple[Segments, Tensor]:
+    """Segments whose bound comes up to the best pixel, and which descriptors have too many, `(B, K)` bool.
+
+    Args:
+        bounds: `(B, K, h, W)`.
+        pixels: What can be looked at.
+    """
+    batch, count, height, width = bounds.shape
+    of_row = bounds.amax(-1)
+    number = torch.arange(batch * count, device=bounds.device)
+    row = of_row.argmax(-1).flatten()
+    column = bounds.flatten(0, 1)[number, row].argmax(-1)
+    # The best pixel of the most promising segment is a lower bound of the best of all.
+    first = Segments(number // count, number % count, row, column)
+    lower = pixels.cosines(first).amax(-1).view(batch, count).float() - MARGIN
+    rows = (of_row >= lower[..., None]).nonzero().unbind(1)
+    which, column = (bounds[rows] >= lower[rows[0], rows[1]][:, None]).nonzero().unbind(1)
+    found = Segments(*(x[which] for x in rows), column)
+    owner = found.map * count + found.descriptor
+    many = owner.bincount(minlength=batch * count) > _MANY * height * width
+    kept = ~many[owner]
+    return Segments(*(x[kept] for x in found)), many.view(batch, count)
 
 
 def _best_of_all(dots: Tensor, one: SearchedMap) -> tuple[Tensor, Tensor]:
