@@ -18,7 +18,7 @@ from ditf_probe.data.flipped import Flipped
 from ditf_probe.data.loading_ahead import LoadedAhead
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.errors import InputError
-from ditf_probe.losses import DenseContrast, KeypointContrast
+from ditf_probe.losses import DenseContrast, KeypointContrast, Objective
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.schedules import averaged
@@ -235,7 +235,7 @@ def test_bfloat16_trains_like_float32_and_is_validated_in_float32(
 
         options: dict[str, Any] = {"probes": {"linear": lambda channels, blocks: Spy(channels, blocks, width=8)}}
         task = task_of(features, tmp_path / precision, probe_blocks=None, **options)
-        task.losses["linear"] = Float32Only()
+        task.losses["linear"] = Objective({"contrast": Float32Only()})
         trainer(max_epochs=4, precision=precision, callbacks=[Curve()]).fit(task, pairs)
         losses[precision] = curve
         half = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
@@ -269,7 +269,7 @@ def test_training_on_cells_of_sources_is_training_on_their_maps(
     for lean in (True, False):
         options: dict[str, Any] = {"probes": {"mix": lambda channels, blocks: Apart(channels, blocks, width=8)}}
         task = task_of(features, tmp_path, crop=crop, **options)
-        task.losses["mix"] = OneWay(lean)
+        task.losses["mix"] = Objective({"one_way": OneWay(lean)})
         seen: list[bool] = []
 
         class Look(Callback):
