@@ -134,15 +134,15 @@ def best_pixels(
 
     Args:
         descriptors: B times `(K, C)` float64 of length one; K may differ.
-        maps: B maps; those of equal grid and image size are searched together.
+        maps: B maps; those of equal grid, image size and device are searched together.
         budget: Bytes of working memory that groups of descriptors are chosen for.
 
     Returns:
         B times the number of the pixel in row-major order, and its cosine, `(K,)` each.
     """
-    groups: dict[tuple[Size, Size], list[int]] = {}
+    groups: dict[tuple[Size, Size, torch.device], list[int]] = {}
     for number, one in enumerate(maps):
-        groups.setdefault((one.grid, one.size), []).append(number)
+        groups.setdefault((one.grid, one.size, one.features.device), []).append(number)
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for members in groups.values():
         most = max(1, budget // (_BYTES * maps[members[0]].grid[0] * maps[members[0]].size[1]))
