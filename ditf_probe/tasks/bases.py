@@ -86,8 +86,10 @@ def with_basis(
     stream, chosen = make_stream(backbone, replace(features, store=None), blocks), chosen_images(sources, settings)
     root = Path(str(features.store)).expanduser()
     file = (root.parent if (root / MANIFEST).is_file() else root) / _name(stream, chosen, settings)
+    there = file.is_file()
+    wait_for_all(patient_group())  # nobody writes before all have looked, so that those in step agree
     patient = patient_group()
-    if not file.is_file() and (first or in_step):
+    if not there and (first or in_step):
         found = _fit(stream, chosen, settings)
         if first:
             write_basis(file, found)
