@@ -83,6 +83,10 @@ def with_basis(
     """
     if settings is None or features.store_basis is not None:
         return features
+    for block in blocks:
+        if settings.components > (width := backbone.channels_at(block)):
+            remedy = f"block {block} has {width} channels, use no more"
+            raise InputError("basis.components", settings.components, remedy)
     stream, chosen = make_stream(backbone, replace(features, store=None), blocks), chosen_images(sources, settings)
     root = Path(str(features.store)).expanduser()
     file = (root.parent if (root / MANIFEST).is_file() else root) / _name(stream, chosen, settings)
@@ -106,7 +110,7 @@ def _name(stream: Stream, chosen: Mapping[str, ImageSource], settings: BasisSett
 def _fit(stream: Stream, chosen: Mapping[str, ImageSource], settings: BasisSettings) -> Basis:
     extractor = stream.extractor
     running = {index: RunningMoments() for index in extractor.blocks}
-    with progress("basis", len(chosen)) as advance:
+    with progress(f"basis of {extractor.backbone.name}", len(chosen)) as advance:
         for source, ids in _by_source(chosen):
             sizes, conditions = source.image_sizes(), _conditions(stream, source)
             canvases = {image_id: extractor.transform(sizes[image_id]).canvas for image_id in ids}

@@ -165,7 +165,7 @@ def test_refusals_are_one_line(
         extract(chosen, images, trainer)
     with pytest.raises(InputError, match=r"`basis\.images` is 0"):
         BasisSettings(images=0)
-    with pytest.raises(InputError, match="`components` is 17: use 1 to 16"):
+    with pytest.raises(InputError, match=r"`basis\.components` is 17: block 0 has 16 channels"):
         reduced(kept, images, trainer, 17)
 
 
