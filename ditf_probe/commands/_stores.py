@@ -55,6 +55,8 @@ def _features(definition: dict[str, Any]) -> str:
         words.append(f"seed {definition['seed']}")
     if definition.get("modulation_condition", "t+c") != "t+c":
         words.append(f"modulation of {definition['modulation_condition']}")
+    if "basis" in definition:
+        words.append(f"{definition['basis']['components']} components")
     return ", ".join(word for word in words if word)
 
 

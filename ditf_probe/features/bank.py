@@ -59,7 +59,7 @@ class FeatureBank:
         modulation = 3 * len(canvases) * torch.float32.itemsize
         for block in self.extractor.blocks:
             tokens = sum(height * width // backbone.stride_at(block) ** 2 for height, width in canvases)
-            total += (tokens * self.dtype.itemsize + modulation) * backbone.channels_at(block)
+            total += tokens * self.dtype.itemsize * self._width(block) + modulation * backbone.channels_at(block)
         return total * len(self.extractor.timesteps)
 
     def fill(
@@ -148,20 +148,20 @@ class FeatureBank:
         found, device = {}, self.extractor.backbone.device
         for index in self.extractor.blocks:
             # To the device first, so that CPU memory holds no copy of a batch.
-            parts = [entry[index].map(lambda x: x.to(device)) for entry in entries]
+            parts = [self._whole(index, entry[index].map(lambda x: x.to(device))) for entry in entries]
             grids = {part.grid for part in parts}
             if len(grids) > 1:
                 raise InputError("ids", sorted(grids), "these images have different grids, ask for them one by one")
             found[index] = TappedBlock.join(parts, _joined)
         return found
 
-    def entry(self, image_id: str) -> dict[int, TappedBlock]:
-        """The tapped blocks of one image as they are kept: `(1, ...)` in CPU memory, to read and not to change.
+    def entry(self, image_id: str, block: int) -> TappedBlock:
+        """A tapped block of one image: `(1, ...)` in CPU memory, to read and not to change.
 
         Raises:
             InputError: It is not in the bank.
         """
-        return self._entry(image_id)
+        return self._whole(block, self._entry(image_id)[block])
 
     def calibrate(
         self,
@@ -191,6 +191,15 @@ class FeatureBank:
                 f"or use fewer blocks, fewer images or a smaller image_size"
             )
             raise InputError("budget_gib", round(self.budget / GIBIBYTE, 3), remedy)
+
+    def _width(self, block: int) -> int:
+        """Numbers that are kept of a token."""
+        return self.extractor.backbone.channels_at(block)
+
+    def _whole(self, index: int, block: TappedBlock) -> TappedBlock:
+        """A block with its stream, from what is kept of it."""
+        del index
+        return block
 
     def _entry(self, image_id: str) -> dict[int, TappedBlock]:
         if image_id not in self._blocks:

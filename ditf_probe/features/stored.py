@@ -17,6 +17,7 @@ from ditf_probe.features.bank import FeatureBank, nbytes_of, row_of
 from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.fetching import fetch
 from ditf_probe.features.store import FeatureStore
+from ditf_probe.features.store.basis import Basis
 from ditf_probe.features.store.behind import WriteBehind
 
 _MOST_HELD = 20_000  # each may be the last view of a mapped file, of which Linux allows a process 65,530
@@ -26,14 +27,16 @@ class StoredBank(FeatureBank):
     """A bank whose images are in a store, and of which as many stay in memory as fit the budget.
 
     Images leave memory when others need the room, those first that were asked for longest ago, and come back from the
-    store. So the budget bounds memory and refuses nothing; what must fit is the disk.
+    store. So the budget bounds memory and refuses nothing; what must fit is the disk. With a basis, both hold
+    coefficients, and streams are made of them, in float32, when they are asked for.
 
     Args:
         extractor: As in `FeatureBank`.
-        store: Where streams are kept, of the definition of this extractor and dtype.
+        store: Where streams are kept, of the definition of this extractor, dtype and basis.
         dtype: As in `FeatureBank`.
         budget_gib: Most memory that streams may take, in GiB; those that are mapped from disk count as well.
         only: Refuse to compute what the store lacks.
+        basis: What streams are reduced to, of all blocks of the extractor; None keeps all channels.
 
     Raises:
         InputError: As in `FeatureBank`.
@@ -47,9 +50,10 @@ class StoredBank(FeatureBank):
         dtype: str = "float32",
         budget_gib: float = 4.0,
         only: bool = False,
+        basis: Basis | None = None,
     ) -> None:
         super().__init__(extractor, dtype=dtype, budget_gib=budget_gib)
-        self.store, self.only = store, only
+        self.store, self.only, self.basis = store, only, basis
         self._behind: WriteBehind | None = None  # while it is filled
         self._keys: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -145,15 +149,25 @@ class StoredBank(FeatureBank):
         Raises:
             InputError: Streams are not finite or too large for the dtype, or they cannot be written.
         """
-        behind.put(partial(self._write, list(names), fetch(tapped, self.dtype)))
+        behind.put(partial(self._write, list(names), self._fetch(tapped)))
 
     def keep(self, names: Sequence[str], tapped: dict[int, TappedBlock]) -> None:
         """As `write`, and holds the images in memory as long as there is room."""
-        write = partial(self._write_and_hold, list(names), fetch(tapped, self.dtype))
+        write = partial(self._write_and_hold, list(names), self._fetch(tapped))
         if self._behind is None:
             write()
         else:
             self._behind.put(write)
+
+    def _fetch(self, tapped: dict[int, TappedBlock]) -> Callable[[], dict[int, TappedBlock]]:
+        """What is kept of tapped blocks, reduced where they are, so that coefficients travel alone."""
+        return fetch(tapped if self.basis is None else self.basis.reduced(tapped), self.dtype)
+
+    def _width(self, block: int) -> int:
+        return super()._width(block) if self.basis is None else len(self.basis.blocks[block].components)
+
+    def _whole(self, index: int, block: TappedBlock) -> TappedBlock:
+        return block if self.basis is None else self.basis.restored(index, block)
 
     def _write(self, names: list[str], fetched: Callable[[], dict[int, TappedBlock]]) -> dict[int, TappedBlock]:
         kept = fetched()

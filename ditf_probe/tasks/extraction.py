@@ -18,6 +18,7 @@ from ditf_probe.features.loading import PreparedBatch, equal_size_batches, in_st
 from ditf_probe.features.store.behind import WriteBehind
 from ditf_probe.features.stored import StoredBank
 from ditf_probe.tasks.backbone_files import read_backbones
+from ditf_probe.tasks.bases import BasisSettings, with_basis
 from ditf_probe.tasks.models import Models, make_stream
 from ditf_probe.tasks.prompts import CATEGORY, conditions_for, encode_image_prompts, image_categories
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -63,6 +64,7 @@ class Extracted:
         images: Number of images of the data set.
         computed: How many of them were not there before and are now.
         missing: How many are still not there: the run was stopped or limited.
+        basis: File of the basis to which streams were reduced, if they were.
     """
 
     backbone: str
@@ -71,13 +73,13 @@ class Extracted:
     images: int
     computed: int
     missing: int
+    basis: str | None = None
 
     def line(self) -> str:
         """The same in words."""
         left = f", {self.missing} still missing" if self.missing else ""
-        return (
-            f"{self.backbone} on {self.source}: {self.computed} of {self.images} images computed{left} ({self.store})"
-        )
+        place = str(self.store) if self.basis is None else f"{self.store}, store_basis {self.basis}"
+        return f"{self.backbone} on {self.source}: {self.computed} of {self.images} images computed{left} ({place})"
 
 
 class ExtractionTask(L.LightningModule):
@@ -91,12 +93,13 @@ class ExtractionTask(L.LightningModule):
     Args:
         features: The backbone and its features; `blocks` may be several.
         store: Folder of stores; None takes that of the features.
-        untrained: Extract the untrained control of every backbone as well.
+        untrained: Extract the untrained control of every backbone as well, with all channels.
         run_dir: Folder of everything else that a run writes.
         shard_model: Divide transformers over the ranks of each node (FSDP), for those that are larger than a card. All
             ranks then make the same number of passes, for which some images are computed twice, and written once.
         others: Further backbones by name.
         backbone_files: The same as YAML files.
+        basis: Fit a basis for each backbone that names no `store_basis`, and reduce streams to it; see `docs/store.md`.
 
     Raises:
         InputError: Features without a store, a backbone file that cannot be read, or untrained controls of models that
@@ -112,6 +115,7 @@ class ExtractionTask(L.LightningModule):
         shard_model: bool = False,
         others: dict[str, BackboneFeatures] | None = None,
         backbone_files: Sequence[str] = (),
+        basis: BasisSettings | None = None,
     ) -> None:
         super().__init__()
         given = [features, *read_backbones(backbone_files, others or {}).values()]
@@ -122,7 +126,7 @@ class ExtractionTask(L.LightningModule):
         if shard_model and untrained:
             raise InputError("untrained", True, "controls are not divided over ranks, leave it or shard_model out")
         self.untrained, self.run_dir = untrained, Path(run_dir)
-        self.shard_model = shard_model
+        self.shard_model, self.basis = shard_model, basis
         self._jobs: list[Job] = []
         self._behind = WriteBehind()
         self._patient: Any = None
@@ -204,10 +208,15 @@ class ExtractionTask(L.LightningModule):
         for features in self.features:
             backbone = models[features]
             blocks = check_blocks(features.blocks, backbone.num_blocks)
-            for model in (backbone, backbone.untrained()) if self.untrained else (backbone,):
+            ranks = {"first": self.trainer.is_global_zero, "in_step": self.shard_model}
+            kept = with_basis(backbone, features, blocks, self.images.sources, self.basis, **ranks)
+            chosen = [(backbone, kept)]
+            if self.untrained:
+                chosen.append((backbone.untrained(), replace(features, store_basis=None)))
+            for model, own in chosen:
                 planned: set[str] = set()
                 for source in self.images.sources.values():
-                    self._jobs.append(self._plan(make_stream(model, features, blocks), source, planned))
+                    self._jobs.append(self._plan(make_stream(model, own, blocks), source, planned))
         return [
             prepared_loader(
                 [(job.source, ids) for ids in job.batches],
@@ -263,4 +272,5 @@ def _outcome(job: Job) -> Extracted:
     bank.store.refresh()
     missing = sum(image_id not in bank for image_id in bank.planned)
     name = job.stream.extractor.backbone.name
-    return Extracted(name, job.source.name, bank.store.folder, len(bank), max(job.planned - missing, 0), missing)
+    counts = len(bank), max(job.planned - missing, 0), missing
+    return Extracted(name, job.source.name, bank.store.folder, *counts, job.stream.settings.store_basis)

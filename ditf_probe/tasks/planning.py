@@ -156,7 +156,8 @@ def plan(
             return FeatureMatcher(row, rule, _colour_stream(backbone.stride_at(block), features), [0])
         if row.source == "untrained":
             row = row if backbone.has_adaln else replace(row, modulation="none")
-            return FeatureMatcher(row, rule, make_stream(backbone.untrained(), features, [block]), [block])
+            whole = replace(features, store_basis=None)  # the components are those of trained streams
+            return FeatureMatcher(row, rule, make_stream(backbone.untrained(), whole, [block]), [block])
         return FeatureMatcher(row, rule, streams[pass_of(row.asked_of(features))], [block])
 
     def other(name: str, settings: BackboneFeatures) -> Matcher:
@@ -254,4 +255,4 @@ def _colour_stream(stride: int, features: BackboneFeatures) -> Stream:
         prompt=None,
         captions=None,
     )
-    return make_stream(ColourPatches(stride), replace(settings, bank_dtype="float32"), [0])
+    return make_stream(ColourPatches(stride), replace(settings, bank_dtype="float32", store_basis=None), [0])

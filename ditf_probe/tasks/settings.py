@@ -38,6 +38,8 @@ class BackboneFeatures(FeatureSettings):
         store: Folder of feature stores, in which streams are looked for before they are computed, and kept for later
             runs; None keeps nothing. See `docs/store.md`.
         store_only: Read the store alone: refuse images that it lacks.
+        store_basis: File of a basis, to which the store reduces streams; made by `basis` of `ExtractionTask`. Controls
+            of a comparison (colours, untrained) are kept whole.
     """
 
     backbone: str = "ditf-tiny"
@@ -55,6 +57,7 @@ class BackboneFeatures(FeatureSettings):
     batch_size: int = 16
     store: str | None = None
     store_only: bool = False
+    store_basis: str | None = None
 
     def extractor_options(self) -> dict[str, Any]:
         """Arguments of `FeatureExtractor`, as plain values."""

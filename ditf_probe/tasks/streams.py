@@ -15,6 +15,7 @@ from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.loading import default_workers
 from ditf_probe.features.settings import Discard, Modulate, PositionDebias
 from ditf_probe.features.store import FeatureStore, definition_of
+from ditf_probe.features.store.basis import Basis, read_basis
 from ditf_probe.features.stored import StoredBank
 from ditf_probe.geometry import crop_features
 from ditf_probe.tasks.prompts import condition_settings, condition_words, conditions_for
@@ -110,7 +111,12 @@ class Stream:
 
     def facts(self) -> dict[str, Any]:
         """Every setting that changes a number, as plain JSON values: those of the extractor, and the conditions."""
-        return self.extractor.settings() | {"conditions": condition_settings(self.settings)}
+        basis = {} if self._basis is None else {"store_basis": self._basis.facts()}
+        return self.extractor.settings() | {"conditions": condition_settings(self.settings)} | basis
+
+    def definition(self) -> dict[str, Any]:
+        """What a store says of these features where it keeps all channels; see `definition_of`."""
+        return definition_of(self.extractor, self.settings.bank_dtype, condition_words(self.settings))
 
     @property
     def num_workers(self) -> int:
@@ -128,16 +134,30 @@ class Stream:
         }
 
     def _empty(self) -> FeatureBank:
-        settings = self.settings
+        settings, basis = self.settings, self._basis
         kept: dict[str, Any] = {"dtype": settings.bank_dtype, "budget_gib": settings.bank_gib}
         if settings.store is None:
             return FeatureBank(self.extractor, **kept)
-        return StoredBank(self.extractor, self._store, only=settings.store_only, **kept)
+        return StoredBank(self.extractor, self._store, only=settings.store_only, basis=basis, **kept)
+
+    @cached_property
+    def _basis(self) -> Basis | None:
+        """What the store reduces streams to, read once."""
+        path, extractor = self.settings.store_basis, self.extractor
+        if path is None:
+            return None
+        if self.settings.store is None:
+            raise InputError("store_basis", path, "reduces what a store keeps, name a store as well")
+        basis = read_basis(path)
+        widths = {block: extractor.backbone.channels_at(block) for block in extractor.blocks}
+        basis.check(path, self.definition(), widths)
+        return basis
 
     @cached_property
     def _store(self) -> FeatureStore:
         """The store of these features, opened once."""
         settings, backbone = self.settings, self.extractor.backbone
         assert settings.store is not None
-        definition = definition_of(self.extractor, settings.bank_dtype, condition_words(settings))
+        basis = None if self._basis is None else self._basis.facts()
+        definition = definition_of(self.extractor, settings.bank_dtype, condition_words(settings), basis)
         return FeatureStore(settings.store, definition, backbone.name, create=not settings.store_only)

@@ -139,7 +139,7 @@ class BatchReader:
     def _maps(self, views: Sequence[View], block: int) -> TappedBlock:
         parts = []
         for view in views:
-            part = self.stream.bank.entry(view.side.image_id)[block]
+            part = self.stream.bank.entry(view.side.image_id, block)
             if view.window is not None:
                 tokens = view.tokens(part.grid)
                 part = _selected(part, tokens.flatten(), (tokens.shape[0], tokens.shape[1]))
@@ -149,7 +149,7 @@ class BatchReader:
     def _cells(self, views: Sequence[View], pairs: Sequence[Pair]) -> SourceCells:
         tapped, cells, grids = {}, {}, {}
         for block in self.cell_blocks:
-            parts = [self.stream.bank.entry(view.side.image_id)[block] for view in views]
+            parts = [self.stream.bank.entry(view.side.image_id, block) for view in views]
             tokens = [view.tokens(part.grid) for view, part in zip(views, parts, strict=True)]
             grids[block] = [(shown.shape[0], shown.shape[1]) for shown in tokens]
             cells[block] = [

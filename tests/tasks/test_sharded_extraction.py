@@ -21,8 +21,10 @@ from ditf_probe.data.photo_folder import PhotoFolder
 from ditf_probe.errors import InputError
 from ditf_probe.features.loading import in_step
 from ditf_probe.features.store import FeatureStore
+from ditf_probe.features.store.basis import read_basis
 from ditf_probe.features.store.manifest import read_manifest
 from ditf_probe.tasks import ExtractionTask
+from ditf_probe.tasks.bases import BasisSettings
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Trainer = Callable[..., L.Trainer]
@@ -47,7 +49,9 @@ def settings(features: BackboneFeatures, weights: Path, tmp_path: Path) -> Backb
     return replace(chosen, ensemble=3, batch_size=2, options={"max_batch": 4}, num_workers=0)
 
 
-def _process(rank: int, port: int, settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> None:
+def _process(
+    rank: int, port: int, settings: BackboneFeatures, photos: PhotoFolder, folder: Path, basis: BasisSettings | None
+) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -63,18 +67,20 @@ def _process(rank: int, port: int, settings: BackboneFeatures, photos: PhotoFold
         patch.setattr(DiffusionBackbone, "_run", counted)
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, enable_checkpointing=False, **quiet)
-        task = ExtractionTask(settings, shard_model=True)
+        task = ExtractionTask(settings, shard_model=True, basis=basis)
         trainer.predict(task, ImageModule({"photos": photos}))
         found = {"passes": passes, "computed": task.result()[0].computed}
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
 
 
-def on_two_ranks(settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> list[dict[str, Any]]:
+def on_two_ranks(
+    settings: BackboneFeatures, photos: PhotoFolder, folder: Path, basis: BasisSettings | None = None
+) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, settings, photos, folder), nprocs=2, start_method="fork")
+    start(_process, args=(port, settings, photos, folder, basis), nprocs=2, start_method="fork")
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -110,6 +116,26 @@ def test_a_divided_model_fills_the_same_store(
                 x, y = getattr(a[block], name), getattr(b[block], name)
                 torch.testing.assert_close(x, y, rtol=0, atol=1e-6 if dtype == "float32" else 0.05)
     again = on_two_ranks(divided, photos, tmp_path)
+    assert [rank["passes"] for rank in again] == [[], []]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_divided_model_fits_the_same_basis(
+    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path
+) -> None:
+    whole, divided = (replace(settings, store=str(tmp_path / name)) for name in ("whole", "divided"))
+    asked = BasisSettings(components=5, images=3)
+    trainer().predict(ExtractionTask(whole, basis=asked), ImageModule({"photos": photos}))
+    first, second = on_two_ranks(divided, photos, tmp_path, asked)
+    assert len(first["passes"]) == len(second["passes"]) > 0
+    assert first["computed"] == second["computed"] == 5
+    files = [next((tmp_path / name).glob("basis-*")) for name in ("whole", "divided")]
+    assert files[0].name == files[1].name
+    one, two = map(read_basis, files)
+    for index in (0, 2):
+        torch.testing.assert_close(one.blocks[index].mean, two.blocks[index].mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(one.blocks[index].components, two.blocks[index].components, rtol=0, atol=1e-3)
+    again = on_two_ranks(divided, photos, tmp_path, asked)
     assert [rank["passes"] for rank in again] == [[], []]
 
 

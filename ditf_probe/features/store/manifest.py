@@ -27,7 +27,9 @@ _MADE_LATER = frozenset({
 })  # fmt: skip
 
 
-def definition_of(extractor: FeatureExtractor, dtype: str, conditions: object = "null") -> dict[str, Any]:
+def definition_of(
+    extractor: FeatureExtractor, dtype: str, conditions: object = "null", basis: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that decides about a stored stream, as plain JSON values.
 
     Blocks are not part of it: a store holds any of them, each under its own index. Neither are modulation, discard and
@@ -37,6 +39,7 @@ def definition_of(extractor: FeatureExtractor, dtype: str, conditions: object = 
         extractor: Whose streams are kept.
         dtype: Dtype in which they are kept.
         conditions: What images are conditioned on, as plain values; the text of each image is part of its entry.
+        basis: What streams are reduced to, from `Basis.facts`; None keeps all channels.
     """
     facts = extractor.settings()
     backbone = {key: value for key, value in facts["backbone"].items() if key != "name"}
@@ -44,6 +47,8 @@ def definition_of(extractor: FeatureExtractor, dtype: str, conditions: object = 
         backbone["name"] = facts["backbone"]["name"]
     chosen = {key: value for key, value in facts.items() if key not in _MADE_LATER}
     definition = {"code": CODE, "backbone": backbone, **chosen, "conditions": conditions, "dtype": dtype}
+    if basis is not None:
+        definition["basis"] = dict(basis)
     plain: dict[str, Any] = json.loads(json.dumps(definition))
     return plain
 
