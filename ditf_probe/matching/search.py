@@ -201,9 +201,10 @@ def _promising(bounds: Tensor, pixels: Pixels) -> tuple[Segments, Tensor]:
     # The best pixel of the most promising segment is a lower bound of the best of all.
     first = Segments(number // count, number % count, row, column)
     lower = pixels.cosines(first).amax(-1).view(batch, count).float() - MARGIN
-    rows = (of_row >= lower[..., None]).nonzero().unbind(1)
-    which, column = (bounds[rows] >= lower[rows[0], rows[1]][:, None]).nonzero().unbind(1)
-    found = Segments(*(x[which] for x in rows), column)
+    near = (of_row >= lower[..., None]).nonzero()
+    which, column = (bounds[near.unbind(1)] >= lower[near[:, 0], near[:, 1]][:, None]).nonzero().unbind(1)
+    one, descriptor, row = near[which].unbind(1)
+    found = Segments(one, descriptor, row, column)
     owner = found.map * count + found.descriptor
     many = owner.bincount(minlength=batch * count) > _MANY * height * width
     kept = ~many[owner]
