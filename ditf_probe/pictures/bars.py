@@ -13,7 +13,7 @@ def bar_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: st
     """Draws a bar at the mean of some values, and each of them as a dot; panels in rows of four.
 
     Args:
-        panels: Title of each panel to the name of each bar to its values, one or more.
+        panels: Title of each panel to the name of each bar to its values, one or more, from 0 on.
         title: Stands above all.
         y_label: Left of the first panel of each row.
 
@@ -29,11 +29,12 @@ def bar_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: st
         for place, values in enumerate(bars.values()):
             axes.plot([place] * len(values), values, "o", color=_DOT, markersize=4)
         axes.set_xticks(range(len(bars)), list(bars), fontsize=8)
-        axes.set_ylim(bottom=0)
         axes.set_title(name, loc="left", fontsize=9, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(every.flat)[len(panels) :]:
         axes.set_axis_off()
+    highest = max((value for bars in panels.values() for values in bars.values() for value in values), default=1.0)
+    every[0, 0].set_ylim(0, 1.08 * highest)  # once all is drawn: limits are shared
     for axes in every[:, 0]:
         axes.set_ylabel(y_label, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
