@@ -27,7 +27,9 @@ class Weight:
         value: Which.
         weight: In the mixture; those of an axis sum to 1.
         norm: Frobenius norm of the linear projection of a block: for uncorrelated channels about the length of what the
-            weight multiplies. A large weight of a small projection is little. None for timesteps.
+            weight multiplies. None for timesteps.
+        share: Weight times norm; those of all blocks sum to 1. A large weight of a small projection is little. None for
+            timesteps.
     """
 
     head: str
@@ -36,6 +38,7 @@ class Weight:
     value: int
     weight: float
     norm: float | None = None
+    share: float | None = None
 
 
 def weights_of(folders: Mapping[str, Path]) -> list[Weight]:
@@ -62,36 +65,41 @@ def _weights(head: str, folder: Path) -> Iterator[Weight]:
     if not isinstance(probe, LayerAggregation):
         return
     seed = facts.training.get("seed")
-    for block, weight in probe.layer_weights().items():
-        layer = probe.projections[str(block)]
-        assert isinstance(layer, nn.Conv2d)
-        yield Weight(head, seed, "block", block, weight, float(layer.weight.detach().norm()))
+    weights, norms = probe.layer_weights(), {block: _norm(probe.projections[str(block)]) for block in probe.blocks}
+    total = sum(weights[block] * norm for block, norm in norms.items())
+    for block, norm in norms.items():
+        yield Weight(head, seed, "block", block, weights[block], norm, weights[block] * norm / total)
     steps = facts.features["timestep"]
     if probe.num_timesteps is not None:
         for step, weight in zip([steps] if isinstance(steps, int) else steps, probe.timestep_weights(), strict=True):
             yield Weight(head, seed, "timestep", step, weight)
 
 
+def _norm(layer: nn.Module) -> float:
+    assert isinstance(layer, nn.Conv2d)
+    return float(layer.weight.detach().norm())
+
+
 def layers_csv(weights: Sequence[Weight]) -> str:
     """One line per copy, and block or timestep."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("head", "seed", "axis", "value", "weight", "norm"))
+    writer.writerow(("head", "seed", "axis", "value", "weight", "norm", "share"))
     for found in weights:
-        seed, norm = ("" if x is None else x for x in (found.seed, found.norm))
-        writer.writerow((found.head, seed, found.axis, found.value, round(found.weight, 6), norm))
+        numbers = ("" if x is None else round(x, 6) for x in (found.weight, found.norm, found.share))
+        writer.writerow((found.head, "" if found.seed is None else found.seed, found.axis, found.value, *numbers))
     return text.getvalue()
 
 
 def layers_table(weights: Sequence[Weight]) -> Table:
     """Mean and standard deviation over seeds."""
     table = Table(title="Weights in the mixture, mean ± standard deviation over seeds", title_justify="left")
-    for column in ("head", "block or timestep", "weight", "norm of the projection"):
+    for column in ("head", "block or timestep", "weight", "share, with its projection"):
         table.add_column(column, justify="left" if column == "head" else "right", no_wrap=True)
     for (head, axis), values in _by_panel(weights).items():
         for value, copies in values.items():
-            norms = [x.norm for x in copies if x.norm is not None]
-            table.add_row(head, f"{axis} {value}", _spread([x.weight for x in copies]), _spread(norms))
+            shares = [x.share for x in copies if x.share is not None]
+            table.add_row(head, f"{axis} {value}", _spread([x.weight for x in copies]), _spread(shares))
     return table
 
 

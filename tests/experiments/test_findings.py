@@ -118,7 +118,11 @@ def test_weights_of_aggregations(tmp_path: Path) -> None:
         ("mixed", 2, "timestep", 200),
     ]
     np.testing.assert_allclose([x.weight for x in found], [0.4, 0.6, 0.3, 0.7], rtol=1e-6)
-    assert found[1].norm == pytest.approx(2**0.5)  # eight weights of a half
+    first, second = found[0].norm, found[1].norm
+    assert first is not None
+    assert second == pytest.approx(2**0.5)  # eight weights of a half
+    assert found[1].share == pytest.approx(0.6 * 2**0.5 / (0.4 * first + 0.6 * 2**0.5))
+    assert found[2].share is None
     assert layers_table(found).row_count == 4
     assert [line["weight"] for line in lines(layers_csv(found))] == ["0.4", "0.6", "0.3", "0.7"]
 
