@@ -12,7 +12,7 @@ from ditf_probe.cli import evaluate, train
 from ditf_probe.commands import main
 from ditf_probe.configs_folder import CONFIGS
 
-RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data:" in path.read_text())
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if {"model:", "data:"} <= set(path.read_text().splitlines()))
 TINY = [
     "--config", str(CONFIGS / "quickstart.yaml"),
     "--data.init_args.train.init_args.num_pairs", "8",

@@ -9,6 +9,8 @@ import pytest
 from torch.distributed import run as torchrun
 
 from ditf_probe import cli
+from ditf_probe.commands.main import _parser as command_line
+from ditf_probe.experiments.plans import PLANS
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +52,10 @@ def test_commands_parse(page: str, parsers: dict[str, Any], monkeypatch: pytest.
         assert ranks.training_script == "eval.py"
         assert f"--trainer.devices {ranks.nproc_per_node} " in of_run, "Lightning wants to know what torchrun starts"
         assert ranks.nnodes == "1:1" or f"--trainer.num_nodes {ranks.nnodes} " in of_run
+
+
+def test_experiments_of_the_page_are_those_of_the_command() -> None:
+    shown = commands("experiments.md", "ditf-probe")
+    for words in shown:
+        command_line().parse_args(words[1:])
+    assert {words[2] for words in shown} == set(PLANS)

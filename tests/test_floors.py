@@ -13,7 +13,7 @@ FLOORS = {
     "features": 3, "losses": 3, "protocols": 3,
     "tasks": 4, "selection": 4,
     "comparison": 5, "callbacks": 5, "inference": 5,
-    "cli": 6, "sweeping": 7, "commands": 8, "__main__": 9, "__init__": 9,
+    "cli": 6, "sweeping": 7, "experiments": 8, "commands": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

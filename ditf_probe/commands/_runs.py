@@ -1,8 +1,28 @@
-"""Runs of `train.py` and `eval.py` inside this process, each announced as the command that it is."""
+"""Commands of this project run inside this process, each announced as the command that it is."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ditf_probe.configs_folder import CONFIGS
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Runs a command, after saying so.
+
+    Args:
+        words: Program and arguments: `train.py fit ...`, `eval.py test ...` or `ditf-probe VERB ...`.
+    """
+    program, *args = words
+    print(f"$ {'' if program == 'ditf-probe' else 'python '}{shlex.join(words)}", flush=True)
+    if program == "ditf-probe":
+        from ditf_probe.commands.main import main
+
+        main(args)
+        return
+    from ditf_probe.cli import evaluate, train
+
+    (train if program == "train.py" else evaluate)(args)
 
 
 def run_script(script: str, config: str, run_dir: Path, *words: str) -> None:
@@ -14,12 +34,7 @@ def run_script(script: str, config: str, run_dir: Path, *words: str) -> None:
         run_dir: Folder of everything the run writes.
         *words: Further words of the command line.
     """
-    from ditf_probe.cli import evaluate, train
-
-    program, verb = script.split()
-    args = [verb, "--config", str(CONFIGS / f"{config}.yaml"), "--run_dir", str(run_dir), *words]
-    print(f"$ python {program} {' '.join(args)}", flush=True)
-    (train if program == "train.py" else evaluate)(args)
+    run_command([*script.split(), "--config", str(CONFIGS / f"{config}.yaml"), "--run_dir", str(run_dir), *words])
 
 
 def train_and_compare(config: str, run_dir: Path, *words: str) -> None:

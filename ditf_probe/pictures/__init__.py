@@ -1,5 +1,6 @@
 """Pictures of results as `(H, W, 3)` uint8 arrays; matplotlib loads when the first one is drawn."""
 
+from ditf_probe.pictures.bars import bar_panels
 from ditf_probe.pictures.canvas import Picture, save_picture
 from ditf_probe.pictures.channels import magnitude_plot
 from ditf_probe.pictures.curves import Curve, curve_panels
@@ -12,6 +13,7 @@ from ditf_probe.pictures.matches import match_picture
 __all__ = [
     "Curve",
     "Picture",
+    "bar_panels",
     "curve_panels",
     "dense_picture",
     "grid_picture",

@@ -41,6 +41,7 @@ def curve_panels(
     x_label: str = "",
     y_label: str = "",
     zero: bool = False,
+    log_x: bool = False,
 ) -> Picture:
     """Draws panels in rows of four, with intervals as bands.
 
@@ -50,6 +51,7 @@ def curve_panels(
         x_label: Under the panels of the last row.
         y_label: Left of the first panel of each row.
         zero: Whether to draw a line at y = 0.
+        log_x: Whether x is on a logarithmic scale, with a tick at each position.
 
     Returns:
         The picture, `(H, W, 3)` uint8.
@@ -69,6 +71,11 @@ def curve_panels(
                 axes.fill_between(
                     curve.x, low, high, color=curve.colour, alpha=0.08 if curve.dashed else 0.16, linewidth=0
                 )
+        if log_x:
+            places = sorted({x for curve in curves for x in curve.x})
+            axes.set_xscale("log")
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.set_xticks([], minor=True)
         if zero:
             axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_title(name, loc="left", fontsize=10, color=INK)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ditf_probe.errors import InputError
 from ditf_probe.pictures import (
     Curve,
+    bar_panels,
     curve_panels,
     grid_picture,
     magnitude_plot,
@@ -246,3 +247,28 @@ def test_a_picture_is_written_whole(tmp_path: Path) -> None:
     save_picture(tmp_path / "new" / "x.png", picture)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.png"]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "x.png")), picture)
+
+
+def test_bars_are_as_high_as_their_means() -> None:
+    bar = np.array([0x9D, 0xB8, 0xD6])
+    picture = bar_panels({"a": {"x": [0.5], "y": [0.125, 0.375]}, "b": {"z": [1.0]}}, title="t", y_label="weight")
+    assert picture.shape == (270, 600, 3)
+    heights = (np.abs(picture.astype(int) - bar).max(2) < 4).sum(0)  # pixels of bars in each column
+    left, middle, right = heights[40:165].max(), heights[190:300].max(), heights[310:].max()
+    assert right > 100
+    assert abs(left - right / 2) < 12  # a dot hides some of it
+    assert abs(middle - right / 4) < 12
+    assert bar_panels({}).ndim == 3
+
+
+def test_curves_on_a_logarithmic_scale() -> None:
+    curve = Curve("c", [1.0, 10.0, 1000.0], [0.0, 1.0, 0.0], colour="#ff0000")
+    places = []
+    for log_x in (False, True):
+        picture = curve_panels({"a": [curve]}, log_x=log_x).astype(int)
+        red = (picture[..., 0] > 200) & (picture[..., 1] < 60) & (picture[..., 2] < 60)
+        rows, columns = np.nonzero(red[:-40])  # above the legend
+        peak = columns[rows == rows.min()].mean()
+        places.append((peak - columns.min()) / (columns.max() - columns.min()))
+    assert places[0] < 0.08
+    assert abs(places[1] - 1 / 3) < 0.05

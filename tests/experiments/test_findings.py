@@ -1,0 +1,161 @@
+"""What is read from runs: rows over seeds, curves, sides, weights; and one small run of real heads."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditf_probe.commands import main
+from ditf_probe.errors import InputError
+from ditf_probe.experiments.entries import entries
+from ditf_probe.experiments.generalising import generalisation_csv, generalisation_table, side_by_side
+from ditf_probe.experiments.layers import layers_csv, layers_table, weights_of, write_layers
+from ditf_probe.experiments.learning import learning_curves, write_curves
+from ditf_probe.probes import LayerAggregation, LinearProbe, describe_probe, save_probe
+
+
+def row(name: str, score: float, kind: str = "probe", **more: Any) -> dict[str, Any]:
+    gain = {"reference": "adaln", "value": score - 20.0, "ci95": [score - 21.0, score - 19.0]}
+    return {
+        "name": name,
+        "kind": kind,
+        "pck": {"per_point": {"0.05": 1.0, "0.10": score}, "per_image": {"0.05": 2.0, "0.10": score + 1}},
+        "ci95": [score - 2, score + 2],
+        "delta_best_zero_shot": gain if kind == "probe" else None,
+        "parameters": 5 if kind == "probe" else 0,
+        **more,
+    }
+
+
+def dataset(score: float) -> dict[str, Any]:
+    copies = [row(f"linear/seed{seed}", score + seed - 0.5) for seed in (0, 1)]
+    mean = row("linear", score, copies=[x["name"] for x in copies])
+    mean["pck_std"] = {"per_point": {"0.05": 0.0, "0.10": 0.7}}
+    rows = [row("adaln", 20.0, "zero-shot"), *copies, row("gate", 21.0), row("same_position", 3.0, "control")]
+    return {"statistic": "per_point", "rows": rows, "seeds": [mean]}
+
+
+def comparison(folder: Path, *scores: float, names: tuple[str, ...] = ("synthetic",), **facts: Any) -> dict[str, Any]:
+    probes = {"linear/seed0": {"training": {"train": facts}}}
+    found = {
+        "datasets": {name: dataset(score) for name, score in zip(names, scores, strict=True)},
+        "settings": {"scoring": {"alpha": 0.1}, "probes": probes},
+    }
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps(found))
+    return found
+
+
+def lines(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_mean_over_seeds_stands_in_place_of_the_copies(tmp_path: Path) -> None:
+    found = entries(comparison(tmp_path / "run", 24.0), "synthetic")
+    assert [(x.row, x.kind, x.seeds) for x in found] == [
+        ("adaln", "zero-shot", 1),
+        ("linear", "probe", 2),
+        ("gate", "probe", 1),
+        ("same_position", "control", 1),
+    ]
+    linear = found[1]
+    assert (linear.score, linear.deviation, linear.best, linear.gain) == (24.0, 0.7, "adaln", 4.0)
+    assert linear.cells() == [24.0, 0.7, 22.0, 26.0, 4.0, 3.0, 5.0]
+    assert found[0].cells() == [20.0, "", 18.0, 22.0, "", "", ""]
+
+
+def test_learning_curves_in_order_of_their_pairs(tmp_path: Path) -> None:
+    for fraction, pairs, score in ((1.0, 800, 30.0), (0.05, 40, 22.0), (0.25, 200, 26.0)):
+        comparison(tmp_path / "runs" / f"fraction={fraction}", score, fraction=fraction, pairs=pairs)
+    table, picture = write_curves(tmp_path)
+    linear = [line for line in lines(table.read_text()) if line["row"] == "linear"]
+    assert [(line["pairs"], line["score"]) for line in linear] == [("40", "22.0"), ("200", "26.0"), ("800", "30.0")]
+    assert [line["gain_low"] for line in linear] == ["1.0", "5.0", "9.0"]
+    assert Image.open(picture).size == (600, 310)  # two heads, a panel each
+    with pytest.raises(InputError, match="experiment curves"):
+        learning_curves(tmp_path / "nothing")
+
+
+def test_a_run_without_its_test_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "fraction=1").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"fraction=1.*no comparison"):
+        learning_curves(tmp_path)
+
+
+def test_seen_beside_unseen(tmp_path: Path) -> None:
+    comparison(tmp_path / "run", 26.0, 19.0, names=("seen", "unseen"))
+    rows = side_by_side(tmp_path / "run")
+    (line,) = [x for x in lines(generalisation_csv({"categories": rows})) if x["row"] == "linear"]
+    assert (line["generalisation"], line["seen_score"], line["unseen_score"]) == ("categories", "26.0", "19.0")
+    assert (line["seen_gain"], line["unseen_gain"], line["unseen_gain_high"]) == ("6.0", "-1.0", "0.0")
+    shown = generalisation_table("categories", rows)
+    assert shown.row_count == 4
+    assert list(shown.columns[3].cells)[1] == "19.0 ± 0.7"
+    assert list(shown.columns[4].cells)[1] == "-1.0 (-2.0 to +0.0)"
+
+
+def test_weights_of_aggregations(tmp_path: Path) -> None:
+    head = LayerAggregation(4, [1, 3], width=2, num_timesteps=2)
+    with torch.no_grad():
+        head.mixture.copy_(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log().flatten())  # timesteps down, blocks across
+        head.projections["3"].weight.fill_(0.5)
+    other = LinearProbe(4, [1], width=2)
+    for name, probe in (("mixed/seed2", head), ("linear", other)):
+        features = {"blocks": [1, 3], "timestep": [50, 200]}
+        facts = describe_probe(probe, features=features, backbone={}, training={"seed": 2})
+        save_probe(tmp_path / name, probe.state_dict(), facts)
+    found = weights_of({"mixed": tmp_path / "mixed", "linear": tmp_path / "linear"})
+    assert [(x.head, x.seed, x.axis, x.value) for x in found] == [
+        ("mixed", 2, "block", 1),
+        ("mixed", 2, "block", 3),
+        ("mixed", 2, "timestep", 50),
+        ("mixed", 2, "timestep", 200),
+    ]
+    np.testing.assert_allclose([x.weight for x in found], [0.4, 0.6, 0.3, 0.7], rtol=1e-6)
+    first, second = found[0].norm, found[1].norm
+    assert first is not None
+    assert second == pytest.approx(2**0.5)  # eight weights of a half
+    assert found[1].share == pytest.approx(0.6 * 2**0.5 / (0.4 * first + 0.6 * 2**0.5))
+    assert found[2].share is None
+    assert layers_table(found).row_count == 4
+    assert [line["weight"] for line in lines(layers_csv(found))] == ["0.4", "0.6", "0.3", "0.7"]
+
+
+def test_heads_and_then_their_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--smoke", "--run-dir", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+    main(["experiment", "heads", *words])
+    folder = tmp_path / "runs" / "smoke"
+    announced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert [line.split()[:4] for line in announced] == [
+        ["$", "python", *step.split()] for step in ("train.py fit", "train.py fit", "eval.py test")
+    ]
+    found = json.loads((folder / "heads" / "comparison.json").read_text())["datasets"]["synthetic"]
+    heads = [mean["name"] for mean in found["seeds"]]
+    assert heads == [
+        *("gate", "gate_l1", "low_rank", "bottleneck", "linear", "linear_blocks", "aggregation"),
+        *("aggregation_bottleneck", "convolution", "attention", "softmax", "aggregation_timesteps"),
+    ]
+    assert [x["name"] for x in found["rows"] if x["kind"] == "zero-shot"] == ["raw", "adaln", "three_timesteps"]
+    main(["experiment", "layers", *words])
+    sums: dict[tuple[str, str, str], float] = {}
+    for line in lines((folder / "layers" / "layers.csv").read_text()):
+        place = line["head"], line["seed"], line["axis"]
+        sums[place] = sums.get(place, 0.0) + float(line["weight"])
+    assert len(sums) == 2 * 4
+    np.testing.assert_allclose(list(sums.values()), 1, atol=1e-5)
+    assert (folder / "layers" / "layers.png").is_file()
+    assert not list(tmp_path.glob("runs/heads*"))
+
+
+def test_layers_are_drawn_in_panels(tmp_path: Path) -> None:
+    head = LayerAggregation(4, [1, 3], width=2)
+    facts = describe_probe(head, features={"blocks": [1, 3], "timestep": 100}, backbone={}, training={"seed": None})
+    save_probe(tmp_path / "mixed", head.state_dict(), facts)
+    _, picture = write_layers(tmp_path, weights_of({"mixed": tmp_path / "mixed"}))
+    assert Image.open(picture).size == (300, 270)
