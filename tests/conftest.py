@@ -26,15 +26,12 @@ def shared_data() -> Path:
     return SHARED
 
 
-# They train in forks, which torch refuses where the process itself has run a backward pass before.
-FORKING = ("test_killed_training.py", "test_ranks.py", "test_training_ranks.py")
-# Workers take whole files, and a long one that starts last would keep the other worker waiting.
-HEAVY = ("test_cli.py", "test_partial_loading.py", "test_families.py", "test_description.py")
+HEAVY = ("test_cli.py", "test_partial_loading.py", "test_families.py", "test_killed_training.py", "test_description.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that train in forks first, then the longest ones."""
-    items.sort(key=lambda item: (item.path.name not in FORKING, item.path.name not in HEAVY))
+    """The longest files first: workers take whole files, and one that starts last would keep the other waiting."""
+    items.sort(key=lambda item: item.path.name not in HEAVY)
 
 
 def pytest_collection_finish() -> None:

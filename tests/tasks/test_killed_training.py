@@ -27,9 +27,9 @@ SMALL = [
 
 
 def start(run_dir: Path, log: Path, *words: str) -> BaseProcess:
-    """What `train.py` runs, in a process that has everything imported already."""
+    """What `train.py` runs, in a fresh process: after a backward pass torch refuses to train in forks."""
     config = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", str(run_dir)]
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
     process.start()
     return process
 

@@ -61,7 +61,7 @@ def test_ranks_divide_the_pairs_and_share_the_weights(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path), nprocs=2, start_method="fork")
+    run(_process, args=(port, features, pairs, tmp_path), nprocs=2, start_method="spawn")
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["weights"] == second["weights"]
     assert {name.split(".")[0] for name in first["weights"]} == {"probes", "losses", "averages"}
