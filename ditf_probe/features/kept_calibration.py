@@ -90,8 +90,9 @@ def _together(kind: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind is Tensor:
         return tensors[value[_TENSOR]]
     if is_dataclass(kind):
+        build: Any = kind  # a class here; mypy takes it for an instance as well
         hints = get_type_hints(kind)
-        return kind(**{name: _together(hints[name], value[name], tensors) for name in hints})  # type: ignore[operator]
+        return build(**{name: _together(hints[name], value[name], tensors) for name in hints})
     if get_origin(kind) is dict:
         key_of = (lambda key: tuple(key.split("+"))) if get_origin(arguments[0]) is tuple else arguments[0]
         return {key_of(key): _together(arguments[1], part, tensors) for key, part in value.items()}

@@ -55,7 +55,7 @@ class Matcher(ABC):
         del streams
         return {**asdict(self.row), "model": None, "blocks": []}
 
-    def forget(self) -> None:  # noqa: B027 - most rows keep nothing
+    def forget(self) -> None:  # noqa: B027  # not abstract: most rows keep nothing
         """Lets go of the maps of images."""
 
     @abstractmethod

@@ -196,7 +196,7 @@ def test_what_cannot_be_told_from_its_configuration_has_no_outline(tmp_path: Pat
         with pytest.raises(InputError, match="loaded"):
             load_backbone(backbone, loaded="none")
     with pytest.raises(InputError, match="loaded"):
-        load_backbone("ditf-tiny", loaded="some")  # type: ignore[arg-type]  # no such choice
+        load_backbone("ditf-tiny", loaded="some")  # no such choice
 
 
 def test_missing_weights_are_refused_by_an_outline(dit_loads: Loads) -> None:

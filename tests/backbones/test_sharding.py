@@ -95,7 +95,7 @@ def assert_divided(divided: Backbone, whole: Backbone) -> None:
     """A rank holds half of the transformer after its passes, though some of them ended early."""
     assert isinstance(divided.transformer, nn.Module)
     assert isinstance(whole.transformer, nn.Module)
-    held = sum(weight.to_local().numel() for weight in divided.transformer.parameters())  # type: ignore[operator]
+    held = sum(weight.to_local().numel() for weight in divided.transformer.parameters())
     total = sum(weight.numel() for weight in whole.transformer.parameters())
     assert held / total == pytest.approx(0.5, abs=0.02)
     assert not any(weight.is_meta for weight in (*divided.parameters(), *divided.buffers()))
@@ -132,7 +132,7 @@ def refuse(mesh: Any, rank: int, folder: Path) -> None:
         str(folder / "transformer"): {"quantization": "fp8"},
     }.items():
         with pytest.raises(InputError) as error:
-            load_sharded(name, mesh, device=CPU, **options)  # type: ignore[arg-type]
+            load_sharded(name, mesh, device=CPU, **options)
         found[name] = str(error.value)
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(list(found.values())))
