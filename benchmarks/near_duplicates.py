@@ -12,7 +12,6 @@ left, its neighbour right).
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -21,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.arguments import positive
-from ditf_probe.data.images import ImagePool, ImagePoolsModule, centre_square
+from ditf_probe.data.image_pools import ImagePool, centre_square
+from ditf_probe.data.images import ImagePoolsModule
 from ditf_probe.data.photos import list_photos, read_photo
 from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.files import ensure_writable, replacing
@@ -41,7 +41,7 @@ def nearest(queries: Tensor, pool: ImagePool, chunk: int = 2000) -> tuple[Tensor
     best, where = torch.full((len(queries),), -1.0), torch.zeros(len(queries), dtype=torch.long)
     mirrored = queries.reshape(-1, SIDE, SIDE).flip(2).flatten(1)
     for start in track(range(0, len(pool.images), chunk), description="correlations", transient=True):
-        keys = thumbnails(torch.from_numpy(np.array(pool.images[start : start + chunk])))
+        keys = thumbnails(pool.images[start : start + chunk])
         values, indices = torch.maximum(queries @ keys.T, mirrored @ keys.T).max(1)
         better = values > best
         best, where = torch.where(better, values, best), torch.where(better, indices + start, where)
@@ -68,8 +68,7 @@ def report(name: str, images: list[Tensor], pools: list[ImagePool], threshold: f
     for index in highest.argsort(descending=True)[:8].tolist():
         chosen = int(pool_index[index])
         number = int(found[chosen][1][index])
-        neighbour = torch.from_numpy(np.array(pools[chosen].images[number]))
-        sheets.append(torch.cat([small[index], square(neighbour)], dim=2))
+        sheets.append(torch.cat([small[index], square(pools[chosen].images[number])], dim=2))
         console.print(f"  {highest[index]:.3f}  image {index}, pool {chosen}, number {number}")
     return sheets
 

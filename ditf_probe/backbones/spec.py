@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ditf_probe.errors import InputError, check_choice
 
 Architecture = Literal["dit", "flux"]
+Prediction = Literal["velocity", "image"]
 METADATA_KEY = "ditf_tiny"
 
 
@@ -24,7 +25,8 @@ class TinySpec:
         class_names: Names of the classes; the label after the last one is the null class.
         image_size: Side of the training images in pixels.
         patch: Side of a token in pixels.
-        noising: "flow": x_t = (1 - s) x0 + s eps with s = timestep / 1000; the model predicts eps - x0.
+        noising: "flow": x_t = (1 - s) x0 + s eps with s = timestep / 1000; the velocity is eps - x0.
+        prediction: What the transformer gives: "velocity", or "image", the clean image x0.
         space: "pixel": RGB in [-1, 1], no autoencoder.
         training: Facts about the training, for the reader.
     """
@@ -35,6 +37,7 @@ class TinySpec:
     image_size: int = 64
     patch: int = 4
     noising: str = "flow"
+    prediction: Prediction = "velocity"
     space: str = "pixel"
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -59,6 +62,7 @@ def tiny_spec(
     double_blocks: int = 0,
     image_size: int = 64,
     patch: int = 4,
+    prediction: Prediction = "velocity",
 ) -> TinySpec:
     """The spec of a small denoiser.
 
@@ -71,6 +75,7 @@ def tiny_spec(
         double_blocks: How many of them are double-stream (flux only).
         image_size: Side of the images in pixels.
         patch: Side of a token in pixels.
+        prediction: "velocity" or "image".
 
     Returns:
         The spec, its training facts empty.
@@ -79,6 +84,7 @@ def tiny_spec(
         InputError: Sizes that do not fit each other.
     """
     check_choice("architecture", architecture, Architecture)
+    check_choice("prediction", prediction, Prediction)
     if head_dim < 1 or width < 1 or width % head_dim:
         raise InputError("width", width, f"use a multiple of head_dim, {head_dim}")
     if patch < 1 or image_size < 1 or image_size % patch:
@@ -107,7 +113,7 @@ def tiny_spec(
             "guidance_embeds": False,
             "axes_dims_rope": [head_dim - 2 * spatial, spatial, spatial],
         }
-    return TinySpec(architecture, config, tuple(class_names), image_size, patch)
+    return TinySpec(architecture, config, tuple(class_names), image_size, patch, prediction=prediction)
 
 
 def read_spec(path: str | Path) -> TinySpec:
@@ -125,4 +131,5 @@ def read_spec(path: str | Path) -> TinySpec:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError("weights", str(path), "use a file written by TinyDenoiser.save") from error
     check_choice("architecture", spec.architecture, Architecture)
+    check_choice("prediction", spec.prediction, Prediction)
     return spec

@@ -17,6 +17,8 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
 
 NUM_TIMESTEPS = 1000
+SMALLEST_LEVEL = 0.05
+"""Noise levels below count as this one where a predicted image becomes a velocity (Li and He 2025)."""
 MODEL_CLASSES = {"dit": "DiTTransformer2DModel", "flux": "FluxTransformer2DModel"}
 
 
@@ -144,9 +146,13 @@ class TinyDenoiser(nn.Module):
         Returns:
             `(B, K, 3 * patch**2)`, packed as by `pack_patches`.
         """
-        if self.spec.architecture == "dit":
-            return self._dit_tokens(noisy, timestep, labels, keep)
-        return self._flux_tokens(noisy, timestep, labels, keep)
+        predict = self._dit_tokens if self.spec.architecture == "dit" else self._flux_tokens
+        tokens = predict(noisy, timestep, labels, keep)
+        if self.spec.prediction == "velocity":
+            return tokens
+        seen = pack_patches(noisy, self.spec.patch)
+        level = (timestep / NUM_TIMESTEPS).clamp_min(SMALLEST_LEVEL)[:, None, None]
+        return ((seen if keep is None else seen[:, keep]) - tokens) / level
 
     def _flux_tokens(self, noisy: Tensor, timestep: Tensor, labels: Tensor, keep: Tensor | None) -> Tensor:
         assert self.class_embedding is not None

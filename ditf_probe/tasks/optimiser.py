@@ -77,44 +77,52 @@ class MuonAdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if group["muon"]:
-                self._muon(parameters, group)
-            elif parameters:
-                self._adamw(parameters, group)
+            if parameters:
+                (self._muon if group["muon"] else self._adamw)(parameters, group)
         return loss
 
     def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        by_shape = defaultdict(list)
+        gradients = gradients_of(parameters)
         for parameter in parameters:
-            by_shape[parameter.shape].append(parameter)
-        for (rows, columns), members in by_shape.items():
-            updates = []
-            for parameter in members:
-                state, gradient = self.state[parameter], parameter.grad
-                assert gradient is not None
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-                updates.append(gradient.lerp(state["momentum_buffer"], group["momentum"]))
-            length = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-            for parameter, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=length)
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        by_shape = defaultdict(list)
+        for parameter, update in zip(parameters, updates, strict=True):
+            by_shape[parameter.shape].append((parameter, update))
+        for shape, members in by_shape.items():
+            length = 0.2 * max(shape) ** 0.5 * group["lr"]
+            orthogonal = orthogonalise(torch.stack([update for _, update in members]))
+            torch._foreach_sub_([parameter for parameter, _ in members], list(orthogonal.mul_(length)))
 
     def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         first_decay, second_decay = group["betas"]
+        gradients = gradients_of(parameters)
         for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if not state:
-                state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
-            state["step"] += 1
-            state["first"].lerp_(gradient, 1 - first_decay)
-            state["second"].lerp_(gradient.square(), 1 - second_decay)
-            correction = (1 - second_decay ** state["step"]) ** 0.5
-            length = group["lr"] / (1 - first_decay ** state["step"])
-            if parameter.ndim > 1:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(state["first"], (state["second"].sqrt() / correction).add_(group["eps"]), value=-length)
+            if not self.state[parameter]:
+                zeros = (torch.zeros_like(parameter) for _ in range(2))
+                self.state[parameter].update(step=0, **dict(zip(("first", "second"), zeros, strict=True)))
+            self.state[parameter]["step"] += 1
+        states = [self.state[parameter] for parameter in parameters]
+        firsts, seconds = ([state[name] for state in states] for name in ("first", "second"))
+        torch._foreach_lerp_(firsts, gradients, 1 - first_decay)
+        torch._foreach_lerp_(seconds, torch._foreach_mul(gradients, gradients), 1 - second_decay)
+        sizes = torch._foreach_sqrt(seconds)
+        torch._foreach_div_(sizes, [(1 - second_decay ** state["step"]) ** 0.5 for state in states])
+        torch._foreach_add_(sizes, group["eps"])
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        if matrices:
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        lengths = [-group["lr"] / (1 - first_decay ** state["step"]) for state in states]
+        torch._foreach_addcdiv_(parameters, firsts, sizes, lengths)
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients of parameters that all have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ditf_probe.backbones.fingerprint import file_sha256
-from ditf_probe.backbones.spec import Architecture, tiny_spec
+from ditf_probe.backbones.spec import Architecture, Prediction, tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.data.images import ImagePoolsModule
 from ditf_probe.errors import InputError
@@ -46,6 +46,7 @@ class PretrainTask(LightningModule):
         double_blocks: How many of them are double-stream (flux).
         image_size: Side of the images in pixels.
         patch: Side of a token in pixels.
+        prediction: What the transformer gives, "velocity" or "image"; the loss is that of the velocity either way.
         learning_rate: Highest learning rate, of Muon and AdamW alike.
         muon: Whether the hidden matrices are trained by Muon instead of AdamW.
         weight_decay: Decoupled weight decay of the matrices.
@@ -78,6 +79,7 @@ class PretrainTask(LightningModule):
         double_blocks: int = 2,
         image_size: int = 64,
         patch: int = 4,
+        prediction: Prediction = "velocity",
         learning_rate: float = 2e-3,
         muon: bool = True,
         weight_decay: float = 0.01,
@@ -127,7 +129,7 @@ class PretrainTask(LightningModule):
         data: object = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImagePoolsModule):
             raise InputError("data", type(data).__name__, "use ditf_probe.data.images.ImagePoolsModule")
-        size = {k: h[k] for k in ("width", "head_dim", "blocks", "double_blocks", "image_size", "patch")}
+        size = {k: h[k] for k in ("width", "head_dim", "blocks", "double_blocks", "image_size", "patch", "prediction")}
         self.denoiser = TinyDenoiser(tiny_spec(h["architecture"], data.class_names, **size))
         self.denoiser.zero_initialise()
         if h["init_from"] is not None:
@@ -140,7 +142,7 @@ class PretrainTask(LightningModule):
 
     def _start_from(self, trained: TinyDenoiser) -> None:
         new, old = self.denoiser.spec, trained.spec
-        for part in ("architecture", "config", "class_names", "image_size", "patch"):
+        for part in ("architecture", "config", "class_names", "image_size", "patch", "prediction"):
             if getattr(new, part) != getattr(old, part):
                 remedy = f"it has another {part} than this training; use the sizes and the data of those weights"
                 raise InputError("init_from", self.settings["init_from"], remedy)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ditf_probe.data.images import ImagePool
+from ditf_probe.data.image_pools import ImagePool
 from ditf_probe.data.synthetic import SyntheticPairs
 
 
@@ -17,7 +17,7 @@ def photo(seed, height, width):
 
 
 def pool_of(images):
-    return ImagePool(np.stack([image.numpy() for image in images]), np.zeros(len(images), dtype=np.int64))
+    return ImagePool(torch.stack(list(images)), torch.zeros(len(images), dtype=torch.long))
 
 
 def slow_correlation(first, second):

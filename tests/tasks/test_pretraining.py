@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ditf_probe.backbones.packing import pack_patches
 from ditf_probe.backbones.spec import read_spec, tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
 from ditf_probe.data.images import ImagePoolsModule
@@ -16,8 +17,10 @@ from ditf_probe.tasks.optimiser import MuonAdamW, is_hidden_matrix, orthogonalis
 from ditf_probe.tasks.pretraining import PretrainTask
 
 
-def small(architecture: str = "dit") -> TinyDenoiser:
-    spec = tiny_spec(architecture, ["a", "b"], width=16, head_dim=8, blocks=2, double_blocks=1, image_size=16)  # type: ignore[arg-type]
+def small(architecture: str = "dit", **options: str) -> TinyDenoiser:
+    spec = tiny_spec(
+        architecture, ["a", "b"], width=16, head_dim=8, blocks=2, double_blocks=1, image_size=16, **options
+    )  # type: ignore[arg-type]
     return TinyDenoiser.untrained(spec)
 
 
@@ -27,7 +30,9 @@ def task(folder: Path, **options: object) -> PretrainTask:
     return PretrainTask(**{**sizes, **steps, "run_dir": str(folder), **options})  # type: ignore[arg-type]
 
 
-def fit(folder: Path, steps: int, resume: bool = False, **options: object) -> tuple[PretrainTask, Trainer]:
+def fit(
+    folder: Path, steps: int, resume: bool = False, resident: bool = False, **options: object
+) -> tuple[PretrainTask, Trainer]:
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=4)
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, callbacks=[checkpoint],
@@ -36,7 +41,9 @@ def fit(folder: Path, steps: int, resume: bool = False, **options: object) -> tu
         num_sanity_val_steps=0,
     )  # fmt: skip
     module = task(folder, **options)
-    data = ImagePoolsModule(None, folder / "cache", num_drawn=8, image_size=16, batch_size=4, num_val=4)
+    data = ImagePoolsModule(
+        None, folder / "cache", num_drawn=8, image_size=16, batch_size=4, num_val=4, resident=resident
+    )
     trainer.fit(module, data, ckpt_path="last" if resume else None, weights_only=False)
     return module, trainer
 
@@ -72,6 +79,18 @@ def test_loss_against_a_loop() -> None:
     noisy = torch.stack([clean[0], 0.75 * clean[1] + 0.25 * noise[1]])
     expected = (model(noisy, timestep, labels) - (noise - clean)).square().mean()
     torch.testing.assert_close(flow_loss(model, clean, noise, timestep, labels), expected)
+
+
+@pytest.mark.parametrize("keep", [None, torch.tensor([0, 5, 6])])
+def test_velocity_of_a_predicted_image(keep: torch.Tensor | None) -> None:
+    velocity, image = small(), small(prediction="image")
+    image.load_state_dict(velocity.state_dict())
+    noisy, timestep, labels = torch.randn(3, 3, 16, 16), torch.tensor([20.0, 50.0, 800.0]), torch.tensor([0, 1, 2])
+    clean = velocity.velocity_tokens(noisy, timestep, labels, keep)
+    seen = pack_patches(noisy, 4) if keep is None else pack_patches(noisy, 4)[:, keep]
+    found = image.velocity_tokens(noisy, timestep, labels, keep)
+    for row, level in enumerate((0.05, 0.05, 0.8)):
+        torch.testing.assert_close(found[row], (seen[row] - clean[row]) / level)
 
 
 def test_euler_steps_of_an_exact_model_reach_the_image() -> None:
