@@ -87,8 +87,8 @@ def zoomed(images: Tensor, size: int, draws: Tensor, mirrored: Tensor) -> Tensor
     Returns:
         `(B, 3, size, size)` uint8.
     """
-    share = size / images.shape[-1]
-    share = share + (1 - share) * draws[0]
+    smallest = size / images.shape[-1]
+    share = smallest + (1 - smallest) * draws[0]
     centre_y, centre_x = (1 - share) * (2 * draws[1:] - 1)
     zero = torch.zeros_like(share)
     rows = [torch.stack([torch.where(mirrored, -share, share), zero, centre_x], 1)]

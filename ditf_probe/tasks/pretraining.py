@@ -118,8 +118,8 @@ class PretrainTask(LightningModule):
         self.all_tokens = all_tokens
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.images_seen: Tensor
-        self.started = time.perf_counter()
         self.validated_step = 0
+        self._start_clock()
 
     def configure_model(self) -> None:
         """Builds the denoiser for the classes of the data module."""
@@ -155,7 +155,7 @@ class PretrainTask(LightningModule):
         Not earlier: the global step of a checkpoint is only known once the training begins.
         """
         torch.manual_seed(torch.initial_seed() + 1000 * self.global_step + self.global_rank)
-        self.started = time.perf_counter()
+        self._start_clock()
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW in one, with warm-up and linear decay."""
@@ -203,12 +203,16 @@ class PretrainTask(LightningModule):
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()), 1 - decay)
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs the speed."""
-        now = time.perf_counter()
-        seen = len(batch[0]) * self.trainer.world_size
-        self.log("train/images_per_second", seen / (now - self.started), prog_bar=True)
+        """Logs the speed since the last time; seldom, because a logged number waits for the GPU."""
+        self.since += len(batch[0]) * self.trainer.world_size
+        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined] # set by its connector
+            return
+        self.log("train/images_per_second", self.since / (time.perf_counter() - self.started), prog_bar=True)
         self.log("train/images_seen", self.images_seen.float())
-        self.started = now
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        self.started, self.since = time.perf_counter(), 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss of the averaged weights on all tokens, null class, under noise that is the same every time."""
@@ -224,7 +228,7 @@ class PretrainTask(LightningModule):
         """Remembers whose loss it was, logs sample images, and leaves all that out of the speed."""
         self.validated_step = self.global_step
         self._log_samples()
-        self.started = time.perf_counter()
+        self._start_clock()
 
     def _log_samples(self) -> None:
         """One image per class of the first 16."""
