@@ -35,7 +35,7 @@ WEIGHTS = "ditf_tiny.safetensors"
 class PretrainTask(LightningModule):
     """Flow matching with label dropout, token dropout and an exponential moving average of the weights.
 
-    The class names come from the data module. With every checkpoint the averaged weights are written to
+    The class names come from the data module. With every checkpoint and at the end the averaged weights are written to
     `<run_dir>/ditf_tiny.safetensors`, ready to be used as a backbone.
 
     Args:
@@ -243,6 +243,13 @@ class PretrainTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the averaged weights beside the checkpoint."""
+        self._save()
+
+    def on_train_end(self) -> None:
+        """Writes those of the last step, which need not have a checkpoint."""
+        self._save()
+
+    def _save(self) -> None:
         if self.trainer.is_global_zero:
             self.ema.save(Path(self.settings["run_dir"]) / WEIGHTS, self.facts())
 

@@ -158,12 +158,12 @@ def test_bad_arguments(bad: dict[str, object], tmp_path: Path) -> None:
 
 
 def test_average_and_export(tmp_path: Path) -> None:
-    module, _ = fit(tmp_path, 4, ema_decay=0.0)
+    module, _ = fit(tmp_path, 5, ema_decay=0.0)  # one step after the last checkpoint
     for trained, average in zip(module.denoiser.parameters(), module.ema.parameters(), strict=True):
         torch.testing.assert_close(average, trained.detach())
         assert not average.requires_grad
     facts = read_spec(tmp_path / "ditf_tiny.safetensors").training
-    assert (facts["steps"], facts["images_seen"]) == (4, 16)
+    assert (facts["steps"], facts["images_seen"]) == (5, 20)
     loaded = TinyDenoiser.load(tmp_path / "ditf_tiny.safetensors")
     for name, value in module.ema.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.bfloat16().float())
