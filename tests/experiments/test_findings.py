@@ -104,6 +104,7 @@ def test_weights_of_aggregations(tmp_path: Path) -> None:
     head = LayerAggregation(4, [1, 3], width=2, num_timesteps=2)
     with torch.no_grad():
         head.mixture.copy_(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log().flatten())  # timesteps down, blocks across
+        head.mixture.div_(head.rate)
         head.projections["3"].weight.fill_(0.5)
     other = LinearProbe(4, [1], width=2)
     for name, probe in (("mixed/seed2", head), ("linear", other)):
