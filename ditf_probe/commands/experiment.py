@@ -61,11 +61,9 @@ def _layers(options: Options) -> None:
 
 
 def _show(table: Any) -> None:
-    from rich.console import Console
+    from ditf_probe.printing import console
 
-    console = Console()
-    # Piped output has no width of its own; a wrapped table is unreadable.
-    (console if console.is_terminal else Console(width=150)).print(table)
+    console().print(table)
 
 
 _CONCLUSIONS: dict[str, Callable[[Options], None]] = {
