@@ -26,6 +26,9 @@ HEADS = ("blocks", "timesteps")
 WILLOW = ("car_duck", "motorbike_winebottle")
 """Sets of PF-WILLOW that heads are trained on; the others are the test."""
 
+PLAIN, DISTILLED = "plain", "distilled"
+"""Objectives of the experiment on generalisation, and folders of its trainings."""
+
 _FEW = 8  # pairs of each part of a smoke run
 _SMOKE = ("--trainer.callbacks=[]", "--model.init_args.rows=[raw,adaln,same_position]", "--model.init_args.seeds=[0,1]")
 
@@ -165,12 +168,12 @@ def generalise(options: Options) -> Iterator[Command]:
     """Unseen categories, unseen keypoints and real photos, with and without self-distillation."""
     for name, pairs in generalisations(options).items():
         run_dir = options.folder / "generalise" / name
-        trainings = {"plain": _Training(pairs, "few"), "distilled": _Training(pairs, "few", "distilled")}
+        trainings = {PLAIN: _Training(pairs, "few"), DISTILLED: _Training(pairs, "few", "distilled")}
         probes: list[str] = []
         for objective, training in trainings.items():
             yield training.fit(options, run_dir / objective)
             probes += training.folders(run_dir / objective)
-        yield trainings["plain"].test(options, run_dir, probes)
+        yield trainings[PLAIN].test(options, run_dir, probes)
 
 
 def ablation(options: Options) -> Iterator[Command]:
