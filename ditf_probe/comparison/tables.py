@@ -69,8 +69,8 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
     yield f"{delta['value']:+.1f}" if delta else ""
     yield interval_text(delta["ci95"], "+") if delta else ""
     yield f"{row['parameters']:,}" if row["parameters"] else "0"
-    best = (("best zero-shot row", row["delta_best_zero_shot"]), ("best control", row["delta_best_control"]))
-    yield "; ".join([*(_gain(gain, what) for what, gain in best if gain), *row["notes"]])
+    against = (("best zero-shot row", row["delta_best_zero_shot"]), ("best control", row["delta_best_control"]))
+    yield "; ".join([*(_gain(gain, what) for what, gain in against if gain), *row["notes"]])
 
 
 def _gain(gain: dict[str, Any], what: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class _Training:
     def fit(self, options: Options, run_dir: Path) -> Command:
         """Trains the heads."""
         words = [*self.words(options), "--run_dir", str(run_dir)]
-        words += [*_limits("train", "val"), "--trainer.max_epochs=1"] if options.smoke else []
+        once = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+        words += [*_limits("train", "val"), *once] if options.smoke else []
         return ["train.py", "fit", *words]
 
     def test(self, options: Options, run_dir: Path, probes: list[str]) -> Command:
@@ -153,7 +155,8 @@ def curves(options: Options) -> Iterator[Command]:
     words = [word for file in training.files for word in ("--config", str(file))]
     words += [word for setting in settings for word in ("--set", setting.removeprefix("--"))]
     words += ["--over", f"data.init_args.train.init_args.fraction={fractions}"]
-    yield ["ditf-probe", "sweep", *words, "--name", CURVES, "--root", str(options.folder)]
+    forks = ["--fork"] if "fork" in get_all_start_methods() else []
+    yield ["ditf-probe", "sweep", *words, "--name", CURVES, "--root", str(options.folder), *forks]
 
 
 def generalisations(options: Options) -> dict[str, str]:
