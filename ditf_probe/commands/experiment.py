@@ -22,6 +22,7 @@ def add(verbs: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from ditf_probe.data.willow import PFWillow
+    from ditf_probe.experiments.steps import perform
     from ditf_probe.files import ensure_writable
 
     if options.root is not None:
@@ -29,7 +30,7 @@ def _run(options: argparse.Namespace) -> None:
     asked = Options(Path(options.run_dir), options.store, options.root, options.smoke)
     ensure_writable(asked.folder, "--run-dir")
     for command in PLANS[options.name](asked):
-        run_command(command)
+        perform(command, run_command)
     if options.name in _CONCLUSIONS:
         _CONCLUSIONS[options.name](asked)
 
@@ -61,11 +62,9 @@ def _layers(options: Options) -> None:
 
 
 def _show(table: Any) -> None:
-    from rich.console import Console
+    from ditf_probe.printing import console
 
-    console = Console()
-    # Piped output has no width of its own; a wrapped table is unreadable.
-    (console if console.is_terminal else Console(width=150)).print(table)
+    console().print(table)
 
 
 _CONCLUSIONS: dict[str, Callable[[Options], None]] = {

@@ -1,7 +1,6 @@
 """`ditf-probe store`: what feature stores hold, whether they are whole, and what can go."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,12 @@ def add(verbs: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from ditf_probe.commands._stores import table
     from ditf_probe.features.store.care import describe
     from ditf_probe.features.store.manifest import store_folders
+    from ditf_probe.printing import console
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table([describe(folder) for folder in store_folders(options.folder)]))
+    console().print(table([describe(folder) for folder in store_folders(options.folder)]))
 
 
 def _verify(options: argparse.Namespace) -> None:

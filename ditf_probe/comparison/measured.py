@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ditf_probe.comparison.table_parts import FROZEN
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.metrics.intervals import percentile_interval
+from ditf_probe.printing import console
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow, MeasuredRun
 
 DECIMALS = 4
@@ -40,13 +40,12 @@ def report_measured(result: MeasuredRun, run_dir: Path) -> dict[str, Any]:
     comparison = summarise_measured(result)
     write_text(run_dir / "comparison.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     write_text(run_dir / "comparison.csv", measured_csv(comparison))
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    shown_on = console()
     for name, dataset in comparison["datasets"].items():
-        console.print(measured_table(name, dataset))
-        console.print()
-    console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
-    console.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
+        shown_on.print(measured_table(name, dataset))
+        shown_on.print()
+    shown_on.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+    shown_on.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
     return comparison
 
 

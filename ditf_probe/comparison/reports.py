@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ditf_probe.comparison.ablation import ablation_tables, write_ablation
 from ditf_probe.comparison.costs import cost_table, costs_to_csv
 from ditf_probe.comparison.csv_files import breakdowns_to_csv, to_csv
@@ -13,6 +11,7 @@ from ditf_probe.comparison.predictions_files import FOLDER, read_predictions, wr
 from ditf_probe.comparison.summary import summarise
 from ditf_probe.comparison.tables import tables
 from ditf_probe.files import ensure_writable, write_text
+from ditf_probe.printing import console
 from ditf_probe.tasks.records import RunResult
 
 
@@ -52,22 +51,20 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
         write_text(run_dir / "costs.csv", costs)
     else:
         (run_dir / "costs.csv").unlink(missing_ok=True)  # that of an earlier test
-    console = Console()
-    # Piped output has no width of its own; a wrapped table is unreadable.
-    console = console if console.is_terminal else Console(width=150)
+    shown_on = console()
     ablation = "ablation" in comparison["settings"]
     if ablation:
         write_ablation(comparison, run_dir)
     shown = ablation_tables(comparison) if ablation else tables(comparison)
     for table in (*shown, *filter(None, map(cost_table, result.datasets))):
-        console.print(table)
-        console.print()
-    console.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
+        shown_on.print(table)
+        shown_on.print()
+    shown_on.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
     if ablation:
-        console.print(f"ablation    {run_dir / 'ablation.csv'}", soft_wrap=True)
-    console.print(f"by category {run_dir / 'breakdowns.csv'}", soft_wrap=True)
-    console.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
+        shown_on.print(f"ablation    {run_dir / 'ablation.csv'}", soft_wrap=True)
+    shown_on.print(f"by category {run_dir / 'breakdowns.csv'}", soft_wrap=True)
+    shown_on.print(f"predictions {run_dir / FOLDER}", soft_wrap=True)
     if (run_dir / "pictures").is_dir():
-        console.print(f"pictures    {run_dir / 'pictures'}", soft_wrap=True)
-    console.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
+        shown_on.print(f"pictures    {run_dir / 'pictures'}", soft_wrap=True)
+    shown_on.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
     return comparison

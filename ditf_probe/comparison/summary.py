@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from ditf_probe.comparison.breakdowns import breakdowns
 from ditf_probe.comparison.keypoints import DECIMALS, Keypoints, Scores, rounded, shared_keypoints
 from ditf_probe.comparison.measures import measures
-from ditf_probe.comparison.scoring import Scoring, judge
+from ditf_probe.comparison.scoring import Judgement, Scoring, judge
 from ditf_probe.comparison.seeds import copies_by_head, mean_and_deviation
+from ditf_probe.errors import InputError
 from ditf_probe.metrics.intervals import percentile_interval, resampled_scores, unit_count
 from ditf_probe.metrics.pck import alpha_key, pck_scores
-from ditf_probe.metrics.predictions import Booleans, Integers
-from ditf_probe.tasks.records import DatasetResult, PairFacts, RowResult, RunResult
+from ditf_probe.metrics.predictions import Booleans, Integers, Predictions
+from ditf_probe.tasks.records import DatasetResult, Kind, PairFacts, RowResult, RunResult
 
 REFERENCE, POSITION = "adaln", "same_position"
+_Best = Mapping[Kind, str | None]
 
 
 def summarise(result: RunResult) -> dict[str, Any]:
@@ -29,10 +31,15 @@ def summarise(result: RunResult) -> dict[str, Any]:
     Raises:
         InputError: Rows of one data set are not over the same keypoints, or there are none.
     """
-    given = dict(result.settings.get("scoring", {}))
-    scoring = Scoring(**given | ({"alphas": tuple(given["alphas"])} if "alphas" in given else {}))
+    scoring = scoring_of(result)
     settings = {**result.settings, "scoring": asdict(scoring) | {"alphas": list(scoring.alphas)}}
     return {"datasets": {d.name: summarise_dataset(d, scoring) for d in result.datasets}, "settings": settings}
+
+
+def scoring_of(result: RunResult) -> Scoring:
+    """How the predictions of a test are scored."""
+    given = dict(result.settings.get("scoring", {}))
+    return Scoring(**given | ({"alphas": tuple(given["alphas"])} if "alphas" in given else {}))
 
 
 def summarise_dataset(dataset: DatasetResult, scoring: Scoring) -> dict[str, Any]:
@@ -57,6 +64,28 @@ def distinct_pairs(pairs: Mapping[int, PairFacts]) -> list[int]:
         if facts.source_id != facts.target_id:
             first.setdefault((facts.source_id, facts.target_id), index)
     return sorted(first.values())
+
+
+def differences(dataset: DatasetResult, scoring: Scoring, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Differences between rows over the same pairs, in percentage points, with paired 95% intervals.
+
+    Args:
+        dataset: What the rows found.
+        scoring: How that is scored.
+        pairs: Names of a row and of the one that is subtracted; of a probe with copies from several seeds, its name
+            without the seed stands for the mean over them.
+
+    Returns:
+        As the differences in a comparison: `reference`, `value` and `ci95`, which is None with one unit.
+
+    Raises:
+        InputError: There is no such row, or rows are not over the same keypoints.
+    """
+    intervals = _scored(dataset, scoring, shared_keypoints(dataset)).intervals
+    for name in (name for pair in pairs for name in pair):
+        if name not in intervals.names:
+            raise InputError(f"test.{dataset.name}", name, f"is no row, use one of {', '.join(intervals.names)}")
+    return [found for pair in pairs if (found := intervals.delta(*pair)) is not None]
 
 
 @dataclass(frozen=True)
@@ -94,22 +123,39 @@ class _Intervals:
         return {"reference": reference, "value": round(self.values[a] - self.values[b], DECIMALS), "ci95": interval}
 
 
-def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | None = None) -> dict[str, Any]:
-    keypoints = shared_keypoints(dataset, indices)
+@dataclass(frozen=True)
+class _Scored:
+    """The rows of a data set, each by its name: predictions, what they get right, scores; and those resampled."""
+
+    found: dict[str, Predictions]
+    judged: dict[str, Judgement]
+    correct: dict[str, Integers]
+    scores: dict[str, Scores]
+    copies: dict[str, list[str]]
+    intervals: _Intervals
+
+
+def _scored(dataset: DatasetResult, scoring: Scoring, keypoints: Keypoints) -> _Scored:
     points, present = keypoints.counts(keypoints.present), keypoints.present
     found = {row.name: row.predictions.where(keypoints.rows) for row in dataset.rows}
     judged = {name: judge(predictions, scoring) for name, predictions in found.items()}
     correct = {name: keypoints.correct(present, judgement.correct) for name, judgement in judged.items()}
     categories = [facts.category for facts in keypoints.pairs]
     scores = {name: pck_scores(points, counts, categories, scoring.alphas) for name, counts in correct.items()}
-    intervals = _intervals(dataset, keypoints, scores, correct, scoring)
-    best = _best(dataset, intervals.values)
     copies = copies_by_head(dataset.rows)
-    intervals = intervals.with_means(copies)
+    intervals = _intervals(dataset, keypoints, scores, correct, scoring).with_means(copies)
+    return _Scored(found, judged, correct, scores, copies, intervals)
+
+
+def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | None = None) -> dict[str, Any]:
+    keypoints = shared_keypoints(dataset, indices)
+    points, present = keypoints.counts(keypoints.present), keypoints.present
+    scored = _scored(dataset, scoring, keypoints)
+    best: _Best = {kind: _best(dataset, scored.intervals.values, kind) for kind in ("zero-shot", "control")}
     rows = []
     for row in dataset.rows:
-        more = measures(keypoints, found[row.name], judged[row.name], scoring)
-        rows.append(_row(row, scores[row.name], intervals, best) | more)
+        more = measures(keypoints, scored.found[row.name], scored.judged[row.name], scoring)
+        rows.append(_row(row, scored.scores[row.name], scored.intervals, best) | more)
     block: dict[str, Any] = {
         "unit": dataset.unit,
         "n": unit_count([facts.unit for facts in keypoints.pairs], points),
@@ -120,11 +166,10 @@ def _block(dataset: DatasetResult, scoring: Scoring, indices: Sequence[int] | No
         "statistic": dataset.statistic,
         "threshold": dataset.threshold,
         "rows": rows,
-        "breakdowns": breakdowns(keypoints.pairs, points, correct, scoring.alphas),
+        "breakdowns": breakdowns(keypoints.pairs, points, scored.correct, scoring.alphas),
     }
-    if copies:
-        seeds = [_seeds(head, names, dataset, scores, intervals, best) for head, names in copies.items()]
-        block["seeds"] = seeds
+    if scored.copies:
+        block["seeds"] = [_seeds(head, dataset, scored, best) for head in scored.copies]
     return block
 
 
@@ -155,9 +200,9 @@ def _intervals(
     return _Intervals(list(scores), [score[dataset.statistic][key] for score in scores.values()], resampled)
 
 
-def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -> dict[str, Any]:
+def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: _Best) -> dict[str, Any]:
     position = POSITION if row.kind != "control" else None
-    compared = _compared(row.name, intervals, position, best if row.kind == "probe" else None)
+    compared = _compared(row.name, intervals, position, best if row.kind == "probe" else {})
     return {
         "name": row.name,
         "kind": row.kind,
@@ -170,17 +215,11 @@ def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: str | None) -
     }
 
 
-def _seeds(
-    head: str,
-    names: Sequence[str],
-    dataset: DatasetResult,
-    scores: Mapping[str, Scores],
-    intervals: _Intervals,
-    best: str | None,
-) -> dict[str, Any]:
+def _seeds(head: str, dataset: DatasetResult, scored: _Scored, best: _Best) -> dict[str, Any]:
     """The copies of a head as one row."""
-    mean, deviation = mean_and_deviation([scores[name] for name in names])
-    compared = _compared(head, intervals, POSITION, best)
+    names = scored.copies[head]
+    mean, deviation = mean_and_deviation([scored.scores[name] for name in names])
+    compared = _compared(head, scored.intervals, POSITION, best)
     return {
         "name": head,
         "copies": list(names),
@@ -192,18 +231,19 @@ def _seeds(
     }
 
 
-def _compared(name: str, intervals: _Intervals, position: str | None, best: str | None) -> dict[str, Any]:
+def _compared(name: str, intervals: _Intervals, position: str | None, best: _Best) -> dict[str, Any]:
     return {
         "ci95": intervals.of(name),
         "delta": intervals.delta(name, REFERENCE),
         "delta_same_position": intervals.delta(name, position),
-        "delta_best_zero_shot": intervals.delta(name, best),
+        "delta_best_zero_shot": intervals.delta(name, best.get("zero-shot")),
+        "delta_best_control": intervals.delta(name, best.get("control")),
     }
 
 
-def _best(dataset: DatasetResult, values: Sequence[float]) -> str | None:
-    """The best zero-shot row, the first of equals."""
-    scored = [(value, row.name) for row, value in zip(dataset.rows, values, strict=True) if row.kind == "zero-shot"]
+def _best(dataset: DatasetResult, values: Sequence[float], kind: Kind) -> str | None:
+    """The best row of a kind, the first of equals; values of further rows may follow."""
+    scored = [(value, row.name) for row, value in zip(dataset.rows, values, strict=False) if row.kind == kind]
     return max(scored, key=lambda item: item[0])[1] if scored else None
 
 

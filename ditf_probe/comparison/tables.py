@@ -69,7 +69,10 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
     yield f"{delta['value']:+.1f}" if delta else ""
     yield interval_text(delta["ci95"], "+") if delta else ""
     yield f"{row['parameters']:,}" if row["parameters"] else "0"
-    gain = row["delta_best_zero_shot"]
-    spread = f" ({interval_text(gain['ci95'], '+')})" if gain and gain["ci95"] else ""
-    words = [f"{gain['value']:+.1f}{spread} to {gain['reference']}, the best zero-shot row"] if gain else []
-    yield "; ".join([*words, *row["notes"]])
+    against = (("best zero-shot row", row["delta_best_zero_shot"]), ("best control", row["delta_best_control"]))
+    yield "; ".join([*(_gain(gain, what) for what, gain in against if gain), *row["notes"]])
+
+
+def _gain(gain: dict[str, Any], what: str) -> str:
+    spread = f" ({interval_text(gain['ci95'], '+')})" if gain["ci95"] else ""
+    return f"{gain['value']:+.1f}{spread} to {gain['reference']}, the {what}"

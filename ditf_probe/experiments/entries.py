@@ -24,6 +24,9 @@ class Entry:
         best: The best zero-shot row, which a probe is compared with.
         gain: Difference of a probe to it.
         gain_ci95: The paired 95% interval of that.
+        control: The best control, which a probe is compared with apart.
+        control_gain: Difference of a probe to it.
+        control_gain_ci95: The paired 95% interval of that.
         parameters: Trained parameters of the row.
     """
 
@@ -36,15 +39,21 @@ class Entry:
     best: str | None
     gain: float | None
     gain_ci95: list[float] | None
+    control: str | None
+    control_gain: float | None
+    control_gain_ci95: list[float] | None
     parameters: int
 
     def cells(self) -> list[Any]:
-        """Score, deviation, interval, gain and its interval, blank where there is none."""
-        found = (self.score, self.deviation, *(self.ci95 or (None, None)), self.gain, *(self.gain_ci95 or (None, None)))
+        """Score, deviation, interval, and both gains with theirs, blank where there is none."""
+        own = (self.score, self.deviation, *(self.ci95 or (None, None)))
+        gain = (self.gain, *(self.gain_ci95 or (None, None)))
+        found = (*own, *gain, self.control_gain, *(self.control_gain_ci95 or (None, None)))
         return ["" if value is None else value for value in found]
 
 
-CELLS = ("score", "deviation", "ci95_low", "ci95_high", "gain", "gain_low", "gain_high")
+_GAINS = ("gain", "gain_low", "gain_high", "control_gain", "control_gain_low", "control_gain_high")
+CELLS = ("score", "deviation", "ci95_low", "ci95_high", *_GAINS)
 """What `Entry.cells` are."""
 
 
@@ -82,7 +91,8 @@ def _entries(dataset: dict[str, Any], key: str) -> Iterator[Entry]:
 
 
 def _entry(row: dict[str, Any], kind: str, statistic: str, key: str) -> Entry:
-    gain = row["delta_best_zero_shot"] or {"reference": None, "value": None, "ci95": None}
+    none = {"reference": None, "value": None, "ci95": None}
+    gain, control = row["delta_best_zero_shot"] or none, row["delta_best_control"] or none
     return Entry(
         row["name"],
         kind,
@@ -93,5 +103,8 @@ def _entry(row: dict[str, Any], kind: str, statistic: str, key: str) -> Entry:
         gain["reference"],
         gain["value"],
         gain["ci95"],
+        control["reference"],
+        control["value"],
+        control["ci95"],
         row["parameters"],
     )

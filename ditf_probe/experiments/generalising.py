@@ -3,62 +3,102 @@
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from ditf_probe.comparison.predictions_files import read_predictions
+from ditf_probe.comparison.summary import differences, scoring_of
 from ditf_probe.comparison.table_parts import STYLES, interval_text
 from ditf_probe.experiments.entries import CELLS, Entry, comparison_of, entries
+from ditf_probe.experiments.plans import DISTILLED, PLAIN
 from ditf_probe.files import write_text
+from ditf_probe.tasks.records import RunResult
 
 SIDES = ("seen", "unseen")
 """The test sets of each kind."""
 
-Sides = Mapping[str, tuple[Entry, Entry]]
-"""Row to its scores on both."""
+
+@dataclass(frozen=True)
+class Score:
+    """What a row has on one test set.
+
+    Attributes:
+        entry: Its score.
+        to_plain: Of a head that was distilled, the difference to the same head that was not, and its paired interval,
+            as `comparison.summary.differences` returns it.
+    """
+
+    entry: Entry
+    to_plain: dict[str, Any] | None = None
+
+    def cells(self) -> list[Any]:
+        """Those of the entry, then the difference and its interval, blank where there is none."""
+        found = self.to_plain or {"value": "", "ci95": None}
+        return [*self.entry.cells(), found["value"], *(found["ci95"] or ("", ""))]
+
+
+Sides = Mapping[str, tuple[Score, Score]]
+"""Row to what it has on both."""
 
 
 def side_by_side(run_dir: Path) -> Sides:
     """The rows of a comparison over both test sets.
 
     Raises:
-        InputError: The run has no comparison.
+        InputError: The run has no comparison or no predictions.
     """
-    comparison = comparison_of(run_dir)
-    seen, unseen = ({entry.row: entry for entry in entries(comparison, side)} for side in SIDES)
-    return {row: (entry, unseen[row]) for row, entry in seen.items()}
+    comparison, result = comparison_of(run_dir), read_predictions(run_dir)
+    seen, unseen = (_scores(comparison, result, side) for side in SIDES)
+    return {row: (score, unseen[row]) for row, score in seen.items()}
+
+
+def _scores(comparison: dict[str, Any], result: RunResult, side: str) -> dict[str, Score]:
+    found = {entry.row: entry for entry in entries(comparison, side)}
+    twins = [(row, f"{PLAIN}{row.removeprefix(DISTILLED)}") for row in found if row.startswith(f"{DISTILLED}/")]
+    (dataset,) = (dataset for dataset in result.datasets if dataset.name == side)
+    to_plain = dict(zip((row for row, _ in twins), differences(dataset, scoring_of(result), twins), strict=True))
+    return {row: Score(entry, to_plain.get(row)) for row, entry in found.items()}
 
 
 def generalisation_csv(kinds: Mapping[str, Sides]) -> str:
     """One line per kind and row, seen before unseen."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = (f"{side}_{cell}" for side in SIDES for cell in CELLS)
+    columns = (f"{side}_{cell}" for side in SIDES for cell in (*CELLS, "to_plain", "to_plain_low", "to_plain_high"))
     writer.writerow(("generalisation", "row", "kind", "seeds", *columns, "parameters"))
     for kind, rows in kinds.items():
         for row, (seen, unseen) in rows.items():
-            place = (kind, row, seen.kind, seen.seeds)
-            writer.writerow((*place, *seen.cells(), *unseen.cells(), seen.parameters))
+            place = (kind, row, seen.entry.kind, seen.entry.seeds)
+            writer.writerow((*place, *seen.cells(), *unseen.cells(), seen.entry.parameters))
     return text.getvalue()
 
 
 def generalisation_table(kind: str, rows: Sides) -> Table:
-    """For people: score, deviation over seeds, and difference to the best zero-shot row with its interval."""
-    caption = "± standard deviation over seeds; differences to the best zero-shot row of the same pairs, paired 95%"
+    """For people: score and deviation over seeds; differences to the best zero-shot row, and of distilled to plain."""
+    caption = "± standard deviation over seeds; differences to the best zero-shot row of the same pairs"
+    caption += ", and to the same head without distillation; paired 95% intervals"
     table = Table(title=f"{kind}: PCK@0.10", caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", no_wrap=True)
     for side in SIDES:
-        for column in (side, "to zero-shot"):
+        for column in (side, "to zero-shot", "to plain"):
             table.add_column(column, justify="right", no_wrap=True)
     for row, both in rows.items():
-        table.add_row(row, *(cell for entry in both for cell in _words(entry)), style=STYLES[both[0].kind])
+        table.add_row(row, *(cell for score in both for cell in _words(score)), style=STYLES[both[0].entry.kind])
     return table
 
 
-def _words(entry: Entry) -> tuple[str, str]:
+def _words(score: Score) -> tuple[str, str, str]:
+    entry, plain = score.entry, score.to_plain or {"value": None, "ci95": None}
     spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
-    span = f" ({interval_text(entry.gain_ci95, '+')})" if entry.gain_ci95 else ""
-    return f"{entry.score:.1f}{spread}", "" if entry.gain is None else f"{entry.gain:+.1f}{span}"
+    return f"{entry.score:.1f}{spread}", _gain(entry.gain, entry.gain_ci95), _gain(plain["value"], plain["ci95"])
+
+
+def _gain(value: float | None, interval: list[float] | None) -> str:
+    span = f" ({interval_text(interval, '+')})" if interval else ""
+    return "" if value is None else f"{value:+.1f}{span}"
 
 
 def write_generalisation(folder: Path, kinds: Mapping[str, Sides]) -> Path:

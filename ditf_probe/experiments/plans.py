@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ HEADS = ("blocks", "timesteps")
 
 WILLOW = ("car_duck", "motorbike_winebottle")
 """Sets of PF-WILLOW that heads are trained on; the others are the test."""
+
+PLAIN, DISTILLED = "plain", "distilled"
+"""Objectives of the experiment on generalisation, and folders of its trainings."""
 
 _FEW = 8  # pairs of each part of a smoke run
 _SMOKE = ("--trainer.callbacks=[]", "--model.init_args.rows=[raw,adaln,same_position]", "--model.init_args.seeds=[0,1]")
@@ -84,7 +88,8 @@ class _Training:
     def fit(self, options: Options, run_dir: Path) -> Command:
         """Trains the heads."""
         words = [*self.words(options), "--run_dir", str(run_dir)]
-        words += [*_limits("train", "val"), "--trainer.max_epochs=1"] if options.smoke else []
+        once = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+        words += [*_limits("train", "val"), *once] if options.smoke else []
         return ["train.py", "fit", *words]
 
     def test(self, options: Options, run_dir: Path, probes: list[str]) -> Command:
@@ -150,7 +155,8 @@ def curves(options: Options) -> Iterator[Command]:
     words = [word for file in training.files for word in ("--config", str(file))]
     words += [word for setting in settings for word in ("--set", setting.removeprefix("--"))]
     words += ["--over", f"data.init_args.train.init_args.fraction={fractions}"]
-    yield ["ditf-probe", "sweep", *words, "--name", CURVES, "--root", str(options.folder)]
+    forks = ["--fork"] if "fork" in get_all_start_methods() else []
+    yield ["ditf-probe", "sweep", *words, "--name", CURVES, "--root", str(options.folder), *forks]
 
 
 def generalisations(options: Options) -> dict[str, str]:
@@ -165,12 +171,12 @@ def generalise(options: Options) -> Iterator[Command]:
     """Unseen categories, unseen keypoints and real photos, with and without self-distillation."""
     for name, pairs in generalisations(options).items():
         run_dir = options.folder / "generalise" / name
-        trainings = {"plain": _Training(pairs, "few"), "distilled": _Training(pairs, "few", "distilled")}
+        trainings = {PLAIN: _Training(pairs, "few"), DISTILLED: _Training(pairs, "few", "distilled")}
         probes: list[str] = []
         for objective, training in trainings.items():
             yield training.fit(options, run_dir / objective)
             probes += training.folders(run_dir / objective)
-        yield trainings["plain"].test(options, run_dir, probes)
+        yield trainings[PLAIN].test(options, run_dir, probes)
 
 
 def ablation(options: Options) -> Iterator[Command]:

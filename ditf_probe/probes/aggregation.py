@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.probes.base import Probe, checked_count
+from ditf_probe.probes.base import Probe, checked_count, checked_rate
 from ditf_probe.probes.layers import Bottleneck, at_least_float32, layer_norm, projection, select_layers
 
 Normalisation = Literal["layer_norm", "l2"]
@@ -23,6 +23,9 @@ class LayerAggregation(Probe):
     simpler by default, a linear projection, and no timesteps; in the normalisation of the features, which the paper
     leaves to the group norms in its bottleneck layers; and in that nothing clips the descriptors at zero.
 
+    The softmax is over rate * w of weights w that start at 0: an optimiser like AdamW moves a weight by about the
+    learning rate at a step, and layers have to come apart within one training.
+
     Args:
         channels: Width C of the features.
         blocks: Blocks whose features are mixed.
@@ -31,9 +34,10 @@ class LayerAggregation(Probe):
         layer_projection: "linear", or "bottleneck": beside the linear one a residual branch 1x1, 3x3, 1x1 of width
             D / 4, which starts at zero.
         num_timesteps: T, to mix the features of each timestep; None takes their mean.
+        rate: How much faster than a weight a logit of the softmax moves.
 
     Raises:
-        InputError: An unknown choice, or a width below 1 (of a bottleneck: 4).
+        InputError: An unknown choice, a width below 1 (of a bottleneck: 4), or a rate that is not positive.
     """
 
     def __init__(
@@ -44,11 +48,12 @@ class LayerAggregation(Probe):
         normalisation: Normalisation = "layer_norm",
         layer_projection: LayerProjection = "linear",
         num_timesteps: int | None = None,
+        rate: float = 10.0,
     ) -> None:
         super().__init__(channels, blocks)
         check_choice("normalisation", normalisation, Normalisation)
         check_choice("layer_projection", layer_projection, LayerProjection)
-        self.width = width
+        self.width, self.rate = width, checked_rate(rate)
         self.normalisation, self.layer_projection = normalisation, layer_projection
         self.num_timesteps = None if num_timesteps is None else checked_count("num_timesteps", num_timesteps)
         self.per_timestep = num_timesteps is not None
@@ -100,7 +105,7 @@ class LayerAggregation(Probe):
         return found
 
     def _weights(self) -> Tensor:
-        return self.mixture.softmax(dim=0).reshape(-1, len(self.blocks))
+        return (self.rate * self.mixture).softmax(dim=0).reshape(-1, len(self.blocks))
 
     def _projected(self, block: int, layer: Tensor) -> Tensor:
         layer = F.normalize(at_least_float32(layer), dim=1) if self.normalisation == "l2" else layer_norm(layer)

@@ -90,6 +90,17 @@ def checked_count(name: str, value: int) -> int:
     return value
 
 
+def checked_rate(rate: float) -> float:
+    """How much faster than a weight moves what is computed from it.
+
+    Raises:
+        InputError: It is not positive, or infinite.
+    """
+    if not 0 < rate < float("inf"):
+        raise InputError("rate", rate, "give a positive number, such as 10")
+    return rate
+
+
 def checked_blocks(blocks: Sequence[int]) -> list[int]:
     """The blocks of a probe as a list.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.errors import InputError
-from ditf_probe.probes.base import Probe
+from ditf_probe.probes.base import Probe, checked_rate
 from ditf_probe.probes.layers import joined, select_layers
 
 
@@ -63,9 +63,7 @@ class ChannelGate(Probe):
             raise InputError("l1", l1, "give a number, 0 or more")
         if not 0 < threshold < 1:
             raise InputError("threshold", threshold, "give a part of the root mean square, above 0 and below 1")
-        if not 0 < rate < float("inf"):
-            raise InputError("rate", rate, "give a positive number, such as 10")
-        self.l1, self.threshold, self.rate = l1, threshold, rate
+        self.l1, self.threshold, self.rate = l1, threshold, checked_rate(rate)
         self.starts_at_zero_shot = len(self.blocks) == 1
         self.weights = nn.ParameterDict({str(block): torch.zeros(channels) for block in self.blocks})
 

@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from ditf_probe.backbones.base import Backbone, Tap
@@ -16,6 +15,7 @@ from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.settings import FITTED, Modulate
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.pictures import Picture, grid_picture, save_picture
+from ditf_probe.printing import console
 from ditf_probe.selection.scores import Grid, Selection, score_grid
 
 
@@ -61,12 +61,12 @@ def select(
     extractors = list(_extractors(backbone, timesteps, tap, modulation, ensemble, image_size))
     grid = score_grid(extractors, SyntheticPairs("val", num_pairs=num_pairs, image_size=image_size), store)
     title = f"{name_or_path}, tap {tap}, {modulation}: PCK@0.10 per point, SyntheticPairs val, {grid.pairs} pairs"
-    Console().print(grid_table(grid, title))
+    console().print(grid_table(grid, title))
     best = grid.best
-    Console().print(f"best: block {best.block}, timestep {best.timestep}: {best.pck:.1f}")
+    console().print(f"best: block {best.block}, timestep {best.timestep}: {best.pck:.1f}")
     if best.ci95 is not None:
         alike = sum(not cell.clearly_below for cell in grid.cells if cell is not best)
-        Console().print(f"{alike} of {len(grid.cells) - 1} other cells are not clearly below it (paired 95% interval)")
+        console().print(f"{alike} of {len(grid.cells) - 1} other cells are not clearly below it (paired 95% interval)")
     if folder is not None:
         write_grid(folder, grid, title)
     return Selection(best.block, best.timestep, tap, best.pck)
@@ -130,7 +130,7 @@ def write_grid(folder: Path, grid: Grid, title: str) -> None:
     picture = grid_picture(_rows(grid), title=title, row_label="timestep", column_label="block")
     save_picture(folder / "grid.png", picture)
     _to_tensorboard(folder / "tensorboard", picture)
-    Console().print(f"grid {folder / 'grid.csv'}, {folder / 'grid.png'}", soft_wrap=True)
+    console().print(f"grid {folder / 'grid.csv'}, {folder / 'grid.png'}", soft_wrap=True)
 
 
 def _to_tensorboard(folder: Path, picture: Picture) -> None:

@@ -74,9 +74,7 @@ class Sweep:
 
     def definition(self) -> dict[str, Any]:
         """What must stay for runs to belong together: settings, and the contents of configuration files."""
-        files: dict[str, str] = {}
-        for config in self.configs:
-            _hash_with_parts(Path(config), files)
+        files = {file: sha256 for config in self.configs for file, sha256 in files_of(Path(config)).items()}
         return {"configs": list(self.configs), "settings": list(self.settings), "files": files}
 
     def open(self) -> None:
@@ -176,8 +174,14 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return path
 
 
+def files_of(config: Path) -> dict[str, str]:
+    """SHA-256 of a configuration file and of those that it names, by their paths."""
+    found: dict[str, str] = {}
+    _hash_with_parts(config, found)
+    return found
+
+
 def _hash_with_parts(file: Path, found: dict[str, str]) -> None:
-    """SHA-256 of a configuration file and of those that it names."""
     if str(file) in found:
         return
     found[str(file)] = file_sha256(file)

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from ditf_probe.files import write_text
+from ditf_probe.printing import console
 from ditf_probe.sweeping.grid import Overrides, run_name
 from ditf_probe.sweeping.hparams import FOLDER, write_hparams
 from ditf_probe.sweeping.results import Score, over_seeds, scores_of, table, to_csv
@@ -45,14 +44,13 @@ def run_sweep(sweep: Sweep, runs: Sequence[Overrides], launch: Launch = in_proce
             print(f"    {end} ({seconds:.0f} s)", flush=True)
         _write(sweep, known)
     records = sweep.records()
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
-    console.print(table(sweep.folder.name, records, known))
+    shown_on = console()
+    shown_on.print(table(sweep.folder.name, records, known))
     seeds = over_seeds(sweep.folder.name, records, known)
     if seeds is not None:
-        console.print(seeds)
-    console.print(f"results     {sweep.folder / RESULTS}", soft_wrap=True)
-    console.print(f"hparams     tensorboard --logdir {sweep.folder / FOLDER}", soft_wrap=True)
+        shown_on.print(seeds)
+    shown_on.print(f"results     {sweep.folder / RESULTS}", soft_wrap=True)
+    shown_on.print(f"hparams     tensorboard --logdir {sweep.folder / FOLDER}", soft_wrap=True)
     return sum(record.failure is not None for record in records if record.name in names)
 
 

@@ -102,6 +102,10 @@ def test_differences_are_paired_over_units() -> None:
     assert rows["adaln"]["delta"]["value"] == 0
     assert rows["linear"]["delta_best_zero_shot"]["reference"] == "adaln"
     assert rows["adaln"]["delta_best_zero_shot"] is None
+    control = rows["linear"]["delta_best_control"]
+    assert (control["reference"], control["value"]) == ("same_position", pytest.approx(100 * (5 - 2) / 6, abs=1e-4))
+    assert control["ci95"] == pytest.approx(slow_bootstrap(linear, [0.0, 50, 50, 50, 50, 0]), abs=3)
+    assert rows["adaln"]["delta_best_control"] is None
     assert rows["linear"]["parameters"] == 42
 
 

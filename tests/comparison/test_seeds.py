@@ -14,7 +14,9 @@ import pytest
 import ditf_probe
 from ditf_probe.comparison import report, report_from_predictions, summarise
 from ditf_probe.comparison.csv_files import to_csv
+from ditf_probe.comparison.summary import differences, scoring_of
 from ditf_probe.comparison.tables import tables
+from ditf_probe.errors import InputError
 from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.tasks.records import DatasetResult, Kind, PairFacts, RowResult, RunResult
 
@@ -85,6 +87,21 @@ def test_intervals_are_those_of_the_mean_over_the_same_resamples() -> None:
     assert entry["delta"]["ci95"] == pytest.approx(np.percentile(differences, [2.5, 97.5]).tolist(), abs=step)
     assert entry["delta_best_zero_shot"]["reference"] == "adaln"
     assert entry["delta_same_position"]["value"] == pytest.approx(62.5 - 12.5)
+    assert entry["delta_best_control"]["reference"] == "same_position"
+
+
+def test_differences_of_any_two_rows() -> None:
+    """Means over copies against a row, and the other way round: the same resamples with another sign."""
+    result = run()
+    dataset, scoring = result.datasets[0], scoring_of(result)
+    found, turned, own = differences(
+        dataset, scoring, [("linear", "adaln"), ("adaln", "linear"), ("linear/seed7", "linear/seed7")]
+    )
+    assert found == entry_of(result)["delta"]
+    assert turned == {"reference": "linear", "value": -found["value"], "ci95": [-end for end in found["ci95"][::-1]]}
+    assert own == {"reference": "linear/seed7", "value": 0.0, "ci95": [0.0, 0.0]}
+    with pytest.raises(InputError, match=r"other.*is no row"):
+        differences(dataset, scoring, [("linear", "other")])
 
 
 def test_one_copy_and_other_rows_are_no_group() -> None:

@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 
 from ditf_probe.commands import main
+from ditf_probe.comparison import report
 from ditf_probe.errors import InputError
 from ditf_probe.experiments.entries import entries
 from ditf_probe.experiments.generalising import generalisation_csv, generalisation_table, side_by_side
 from ditf_probe.experiments.layers import layers_csv, layers_table, weights_of, write_layers
 from ditf_probe.experiments.learning import learning_curves, write_curves
+from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.probes import LayerAggregation, LinearProbe, describe_probe, save_probe
+from ditf_probe.tasks.records import DatasetResult, PairFacts, RowResult, RunResult
 
 
 def row(name: str, score: float, kind: str = "probe", **more: Any) -> dict[str, Any]:
@@ -28,6 +31,9 @@ def row(name: str, score: float, kind: str = "probe", **more: Any) -> dict[str, 
         "pck": {"per_point": {"0.05": 1.0, "0.10": score}, "per_image": {"0.05": 2.0, "0.10": score + 1}},
         "ci95": [score - 2, score + 2],
         "delta_best_zero_shot": gain if kind == "probe" else None,
+        "delta_best_control": {"reference": "same_position", "value": score - 3.0, "ci95": None}
+        if kind == "probe"
+        else None,
         "parameters": 5 if kind == "probe" else 0,
         **more,
     }
@@ -66,8 +72,9 @@ def test_the_mean_over_seeds_stands_in_place_of_the_copies(tmp_path: Path) -> No
     ]
     linear = found[1]
     assert (linear.score, linear.deviation, linear.best, linear.gain) == (24.0, 0.7, "adaln", 4.0)
-    assert linear.cells() == [24.0, 0.7, 22.0, 26.0, 4.0, 3.0, 5.0]
-    assert found[0].cells() == [20.0, "", 18.0, 22.0, "", "", ""]
+    assert (linear.control, linear.control_gain) == ("same_position", 21.0)
+    assert linear.cells() == [24.0, 0.7, 22.0, 26.0, 4.0, 3.0, 5.0, 21.0, "", ""]
+    assert found[0].cells() == [20.0, "", 18.0, 22.0, *[""] * 6]
 
 
 def test_learning_curves_in_order_of_their_pairs(tmp_path: Path) -> None:
@@ -88,22 +95,71 @@ def test_a_run_without_its_test_is_named(tmp_path: Path) -> None:
         learning_curves(tmp_path)
 
 
+# Whether a row has found each of eight keypoints, a unit each.
+PLAIN_0, PLAIN_1 = [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1]
+DISTILLED_0, DISTILLED_1 = [1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0]
+
+
+def row_of(name: str, right: list[int], kind: Any = "probe") -> RowResult:
+    pair, zeros, yes = np.arange(8), np.zeros(8, dtype=np.int64), np.ones(8, dtype=bool)
+    truth, base = np.full(8, 50, dtype=np.float32), np.full(8, 100, dtype=np.float32)
+    off = np.where(np.array(right) == 1, 0, 50).astype(np.float32)
+    far = np.full(8, np.nan, dtype=np.float32)
+    return RowResult(
+        name, kind, Predictions(pair, zeros, truth + off, truth, truth, truth, off, base, yes, yes, zeros, far)
+    )
+
+
+def write_test(folder: Path) -> None:
+    """A test whose unseen side both objectives get right alike, and whose seen side they do not."""
+    facts = {index: PairFacts(f"u{index}", "cat", f"a{index}", f"b{index}") for index in range(8)}
+    datasets = []
+    for name in ("seen", "unseen"):
+        rows = [
+            row_of("adaln", [1, 0, 0, 0, 0, 0, 0, 0], "zero-shot"),
+            row_of("plain/linear/seed0", PLAIN_0 if name == "seen" else DISTILLED_0),
+            row_of("plain/linear/seed1", PLAIN_1 if name == "seen" else DISTILLED_1),
+            row_of("distilled/linear/seed0", DISTILLED_0),
+            row_of("distilled/linear/seed1", DISTILLED_1),
+        ]
+        datasets.append(DatasetResult(name, "pair", "per_point", "bbox", facts, rows))
+    report(RunResult(datasets, {"scoring": {"alphas": [0.05, 0.10]}}), folder)
+
+
 def test_seen_beside_unseen(tmp_path: Path) -> None:
-    comparison(tmp_path / "run", 26.0, 19.0, names=("seen", "unseen"))
+    write_test(tmp_path / "run")
     rows = side_by_side(tmp_path / "run")
-    (line,) = [x for x in lines(generalisation_csv({"categories": rows})) if x["row"] == "linear"]
-    assert (line["generalisation"], line["seen_score"], line["unseen_score"]) == ("categories", "26.0", "19.0")
-    assert (line["seen_gain"], line["unseen_gain"], line["unseen_gain_high"]) == ("6.0", "-1.0", "0.0")
+    by_row = {line["row"]: line for line in lines(generalisation_csv({"categories": rows}))}
+    assert list(by_row) == ["adaln", "plain/linear", "distilled/linear"]
+    line = by_row["distilled/linear"]
+    assert (line["generalisation"], line["seen_score"], line["unseen_score"]) == ("categories", "62.5", "62.5")
+    assert (line["seen_gain"], line["unseen_gain"]) == ("50.0", "50.0")
+    assert (line["seen_to_plain"], line["unseen_to_plain"], line["unseen_to_plain_high"]) == ("25.0", "0.0", "0.0")
+    assert by_row["plain/linear"]["seen_to_plain"] == by_row["adaln"]["unseen_to_plain"] == ""
     shown = generalisation_table("categories", rows)
-    assert shown.row_count == 4
-    assert list(shown.columns[3].cells)[1] == "19.0 ± 0.7"
-    assert list(shown.columns[4].cells)[1] == "-1.0 (-2.0 to +0.0)"
+    assert shown.row_count == 3
+    assert list(shown.columns[1].cells)[2] == "62.5 ± 0.0"
+    assert list(shown.columns[6].cells)[2] == "+0.0 (+0.0 to +0.0)"
+
+
+def test_distilled_and_plain_are_resampled_together(tmp_path: Path) -> None:
+    """Against a bootstrap of the differences unit by unit, with another generator."""
+    write_test(tmp_path / "run")
+    difference = np.mean([DISTILLED_0, DISTILLED_1], axis=0) - np.mean([PLAIN_0, PLAIN_1], axis=0)
+    generator = np.random.default_rng(3)
+    drawn = [100 * difference[generator.integers(0, 8, 8)].mean() for _ in range(4000)]
+    to_plain = side_by_side(tmp_path / "run")["distilled/linear"][0].to_plain
+    assert to_plain is not None
+    assert to_plain["value"] == 100 * difference.mean() == 25.0
+    step = 100 / 16 + 0.2  # means lie so far apart, and either bootstrap may end on the next one
+    assert to_plain["ci95"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=step)
 
 
 def test_weights_of_aggregations(tmp_path: Path) -> None:
     head = LayerAggregation(4, [1, 3], width=2, num_timesteps=2)
     with torch.no_grad():
         head.mixture.copy_(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log().flatten())  # timesteps down, blocks across
+        head.mixture.div_(head.rate)
         head.projections["3"].weight.fill_(0.5)
     other = LinearProbe(4, [1], width=2)
     for name, probe in (("mixed/seed2", head), ("linear", other)):

@@ -150,7 +150,7 @@ def test_mixtures_with_bottlenecks_and_timesteps(name: str) -> None:
     probe = shaken(HEADS[name], BLOCKS)
     assert isinstance(probe, LayerAggregation)
     maps = maps_for(probe)
-    found, mixture = probe(maps), probe.mixture.exp() / probe.mixture.exp().sum()
+    found, mixture = probe(maps), (10 * probe.mixture).exp() / (10 * probe.mixture).exp().sum()
     steps = STEPS if probe.per_timestep else 1
     for row in range(3):
         for column in range(4):
@@ -307,6 +307,7 @@ def test_wrong_input_is_named(name: str) -> None:
         (lambda: ChannelGate(6, [1], l1=math.nan), "l1"),
         (lambda: ChannelGate(6, [1], threshold=1.0), "threshold"),
         (lambda: ChannelGate(6, [1], rate=0.0), "rate"),
+        (lambda: LayerAggregation(6, [1], rate=float("inf")), "rate"),
         (lambda: BottleneckProbe(6, [1], width=0), "width"),
         (lambda: BottleneckProbe(6, [1, 1]), "blocks"),
         (lambda: LowRankAdapter(6, [1], rank=0), "rank"),

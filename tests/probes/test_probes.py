@@ -5,6 +5,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
 from ditf_probe.probes import (
@@ -47,7 +48,7 @@ def test_linear_probe_is_the_sum_of_one_matrix_per_layer() -> None:
 def test_aggregation_is_a_softmax_weighted_sum_of_normalised_projected_layers(normalisation: str) -> None:
     probe = LayerAggregation(6, BLOCKS, width=4, normalisation=normalisation)  # type: ignore[arg-type]
     with torch.no_grad():
-        probe.mixture.copy_(torch.tensor([0.3, -1.2]))
+        probe.mixture.copy_(torch.tensor([0.03, -0.12]))  # ten times as much in the softmax
     maps = features()
     weights = torch.tensor([0.3, -1.2]).exp()
     weights = weights / weights.sum()
@@ -65,6 +66,28 @@ def test_aggregation_is_a_softmax_weighted_sum_of_normalised_projected_layers(no
                     expected[b, :, y, x] += weight * (layer.weight[:, :, 0, 0] @ token + layer.bias)
     torch.testing.assert_close(probe(maps), expected, atol=1e-5, rtol=1e-5)
     assert probe.layer_weights() == pytest.approx(dict(zip(BLOCKS, weights.tolist(), strict=True)))
+
+
+def weights_after_a_training(rate: float) -> list[float]:
+    """Two views of 64 tokens are to be matched; one block shows them with little noise, the other shows only noise."""
+    torch.manual_seed(0)
+    tokens, probe = torch.randn(64, 6), LayerAggregation(6, BLOCKS, width=6, rate=rate)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3)
+    for _ in range(200):
+        views = (tokens + 0.5 * torch.randn(2, 64, 6)).transpose(1, 2).unsqueeze(2)  # (B, C, 1, 64)
+        first, second = F.normalize(probe({1: views, 4: torch.randn(2, 6, 1, 64)}), dim=1).squeeze(2)
+        loss = F.cross_entropy(first.T @ second / 0.1, torch.arange(64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return list(probe.layer_weights().values())
+
+
+def test_weights_come_apart_within_a_training() -> None:
+    useful, noise = weights_after_a_training(rate=10.0)
+    assert useful > 4 * noise
+    useful, noise = weights_after_a_training(rate=1.0)
+    assert noise < useful < 2 * noise, "a softmax over the weights themselves hardly moves"
 
 
 @pytest.mark.parametrize(

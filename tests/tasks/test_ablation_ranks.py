@@ -1,0 +1,56 @@
+"""An ablation over two processes has the table of one, bit by bit."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import multiprocessing
+
+from ditf_probe.comparison import report
+from ditf_probe.data.datamodule import PairDataModule
+from ditf_probe.tasks import AblationTask
+from ditf_probe.tasks.ablation import Ablation
+from ditf_probe.tasks.settings import BackboneFeatures
+
+SMALL = Ablation(modulations=["none", "whiten", "adaln"], counts=[1, 4], seeds=[3], conditions=["t"])
+
+
+def ablate(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path, **options: Any) -> None:
+    """Tests every row; the first rank writes what a test writes."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(**quiet, enable_checkpointing=False, use_distributed_sampler=False, **options)
+    task = AblationTask(features, SMALL, run_dir=str(run_dir))
+    trainer.test(task, pairs, verbose=False)
+    result = task.result()
+    if trainer.is_global_zero:
+        report(result, run_dir)
+
+
+def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    ablate(features, pairs, run_dir, strategy="ddp", devices=2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_ranks_have_the_table_of_one(features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path) -> None:
+    """From one store: an image that is computed in another batch is rounded otherwise."""
+    features = replace(features, store=str(tmp_path / "store"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run: Callable[..., Any] = multiprocessing.start_processes
+    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="spawn")
+    ablate(features, pairs, tmp_path / "one")
+    one, two = ((tmp_path / name / "ablation.csv").read_text() for name in ("one", "two"))
+    assert len(one.splitlines()) == 1 + 2 * len(SMALL.rows())
+    assert one == two
+    files = [(tmp_path / name / "comparison.csv").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
