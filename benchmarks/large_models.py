@@ -1,4 +1,4 @@
-"""Extraction with models of the sizes of the paper, random weights, on one GPU: the whole model or what is needed of it.
+"""Extraction with models of the sizes of the paper, random weights: the whole of them, or what is needed.
 
 plain       as published codes do it: image by image, the autoencoder once per copy of an ensemble, the whole model,
             kept is what a hook sees at the block and tap of the preset

@@ -104,4 +104,3 @@ class Rows:
 def rate(count: float, taken: Sequence[float]) -> float:
     """How many per second, by the median."""
     return count / statistics.median(taken)
-
