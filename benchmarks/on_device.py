@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -18,11 +19,12 @@ def add_device(parser: argparse.ArgumentParser, default: str | None, more: str =
 
 
 def exact_float32(device: str) -> torch.device:
-    """The device of a name, with TF32 switched off for matrix products and convolutions.
+    """The device of a name, with TF32 switched off for matrix products and convolutions, in child processes as well.
 
     Raises:
         InputError: This machine does not have it.
     """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # read by cuBLAS and cuDNN when they start
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return resolve_device(device)

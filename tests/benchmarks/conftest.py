@@ -54,8 +54,10 @@ def runs_here(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.Monkey
 
     original = runs.evaluate
 
-    def evaluate_here(folder: Path, words: Sequence[str], more: Any, ranks: int = 1, threads: int = 1) -> Any:
-        return original(folder, words, more, 1, threads)
+    def evaluate_here(
+        folder: Path, words: Sequence[str], more: Any, ranks: int = 1, threads: int = 1, **others: Any
+    ) -> Any:
+        return original(folder, words, more, 1, threads, **others)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(runs, "run_apart", run_apart)
