@@ -88,7 +88,7 @@ def measure_pck(folder: Path, options: argparse.Namespace, device: torch.device)
             continue
         scores = scores_of(run / "comparison.json", options.rows)
         results[f"{len(results)} {name}"] = {"pck": scores, "seconds": done.whole}
-        rows.add(name, *(f"{100 * scores[row]:.2f}" for row in options.rows), f"{done.whole:.1f}")
+        rows.add(name, *(f"{scores[row]:.2f}" for row in options.rows), f"{done.whole:.1f}")
     return results
 
 

@@ -109,7 +109,6 @@ class Measured:
                 except Exception as error:  # such as too little memory: the other cells are measured
                     facts |= {"error": failure(error)}
                 self.note(facts)
-                release(self.device)
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Sides and ensembles, the cheap ones first."""
@@ -119,6 +118,9 @@ class Measured:
 
     def cell(self, subject: Any, make: Callable[..., Work], side: int, ensemble: int) -> dict[str, Any]:
         """One way at one size."""
+        stride = subject.backbone.stride
+        if side % stride:
+            raise InputError("--sides", side, f"use a multiple of {stride}, the stride of the model")
         count = max(1, self.options.rows // ensemble)
         work = make(*images_of(side, count, self.device), ensemble)
         peak, weights = DevicePeak(self.device), subject.weights / 1e9
