@@ -14,6 +14,7 @@ from benchmarks.matching_methods import METHODS, SAME, Case, Match, one_by_one, 
 from benchmarks.measuring import seconds, spread
 from benchmarks.on_device import DevicePeak, Rows, failure, finished, rate, release, times, words_of
 from ditf_probe.devices import DTYPES
+from ditf_probe.matching.bounds import can_fuse
 
 COLUMNS = ("method", "features", "pairs", "pairs/s", "min s", "median s", "max s", "peak MB", "same pixels", "first s")
 LOOPS = ("reference", "vectorised")
@@ -110,9 +111,10 @@ def measure_batches(options: argparse.Namespace, device: torch.device, note: Cal
 
 def title_of(options: argparse.Namespace, device: torch.device) -> str:
     (rows, columns), (height, width) = options.grid, options.image
+    bounds = ", fused bounds" if can_fuse(device) else ""
     return (
         f"{words_of(device)}, {options.channels} channels, {columns}x{rows} grid, {width}x{height} image, "
-        f"{options.keypoints} keypoints, no TF32, torch {torch.__version__}"
+        f"{options.keypoints} keypoints, no TF32{bounds}, torch {torch.__version__}"
     )
 
 
