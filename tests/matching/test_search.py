@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ditf_probe.errors import InputError
-from ditf_probe.matching import MatchingRule, PreparedMap, match_by_rule, match_prepared
-from ditf_probe.matching import bounds
+from ditf_probe.matching import MatchingRule, PreparedMap, bounds, match_by_rule, match_prepared
 from ditf_probe.matching.bounds import MARGIN, Limits, fused, upper_bounds
 from ditf_probe.matching.cosines import cosines, dot_products, unit
 from ditf_probe.matching.search import SearchedMap, best_pixels
