@@ -17,6 +17,10 @@ CPU s is the median over all threads, which other work on the machine disturbs l
 
 --pairs N matches N pairs of random sizes from one set of images; --agreement N counts over N random pairs whether
 `exact` finds the pixels of `reference`, and how far below the maximum the similarity is where it does not.
+
+--device D matches batches of pairs on a device, in this process, in the dtypes of --dtypes: memory is that of tensors
+on it above inputs, "exact, together" matches a batch in one call, loops match --loop-pairs pairs. Pixels are compared
+with those of `reference` on the same features in float32.
 """
 
 import argparse
@@ -31,11 +35,25 @@ from rich.table import Table
 
 from benchmarks.arguments import checked, measuring_parser, positive
 from benchmarks.matching_agreement import agreement_table, measure_agreement
-from benchmarks.matching_methods import PAIR_METHODS, PAIR_OURS, Case, one_case, random_cases, settled
-from benchmarks.measuring import PeakMemory, console, measure_apart, memory_ratio, report, shown, spread, table, three
+from benchmarks.matching_methods import PAIR_METHODS, PAIR_OURS, SAME, Case, one_case, random_cases, settled
+from benchmarks.matching_on_device import COLUMNS, measure_batches, shown_by, title_of
+from benchmarks.measuring import (
+    PeakMemory,
+    console,
+    measure_apart,
+    memory_ratio,
+    report,
+    shown,
+    spread,
+    table,
+    three,
+    write_figures,
+)
+from benchmarks.on_device import Rows, add_device, exact_float32
+from ditf_probe.devices import DTYPES
+from ditf_probe.errors import InputError
 
 FULL = {"channels": 3072, "grid": [30, 40], "image": [375, 500], "keypoints": 15}
-SAME = 0.01  # pixels; grids give fractions
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
@@ -127,6 +145,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--sizes", type=positive, default=10, help="of --pairs: different image sizes (default 10)")
     made.add_argument("--agreement", type=positive, help="compare so many random pairs instead of measuring time")
     made.add_argument("--seed", type=int, default=0, help="of random pairs (default 0)")
+    add_device(made, None, "; measures batches there")
+    made.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32], help="of --device (default 1 8 32)")
+    dtypes = ["float32", "bfloat16"]
+    made.add_argument("--dtypes", nargs="+", choices=DTYPES, default=dtypes, help=f"of --device (default {dtypes})")
+    made.add_argument("--loop-pairs", type=positive, default=2, help="of --device: pairs of a loop (default 2)")
     made.add_argument("--in-this-process", choices=names, help=argparse.SUPPRESS)
     return made
 
@@ -140,8 +163,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return checked(options)
 
 
+def measure_on_device(options: argparse.Namespace) -> None:
+    """Batches on `--device`, row by row."""
+    device = exact_float32(options.device)
+    print(f"{title_of(options, device)}\n")
+    found = measure_batches(options, device, shown_by(Rows(COLUMNS, text=2)))
+    write_figures(options, {"batches": found})
+    failed = [f"{x['method']} {x['dtype']} {x['batch']}" for x in found if "error" in x]
+    if failed:
+        raise InputError("--device", options.device, f"failed: {', '.join(failed)}, see their rows for the reason")
+
+
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    if options.device:
+        measure_on_device(options)
+        return
     if options.in_this_process:
         print(json.dumps(measure(options.in_this_process, options)))
         return

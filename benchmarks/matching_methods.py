@@ -1,7 +1,7 @@
 """Ways to match keypoints: the loops of published codes, and this project's own, over the same features.
 
 Each takes the feature maps `(C, h, w)` of source and target, keypoints `(K, 2)` (x, y) in pixels and the size of both
-images, and returns predictions `(K, 2)` in pixels of the target and similarities `(K,)`.
+images, and returns predictions `(K, 2)` in pixels of the target and similarities `(K,)`. Maps may lie on any device.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.matching import MatchingRule, match_by_rule
+from ditf_probe.matching import MatchingRule, PreparedMap, match_by_rule, match_prepared
 
+SAME = 0.01  # pixels; grids give fractions
 Size = tuple[int, int]
 Match = tuple[Tensor, Tensor]
 
@@ -43,10 +44,11 @@ def reference(source: Tensor, target: Tensor, keypoints: Tensor, size: Size) -> 
 
 def vectorised(source: Tensor, target: Tensor, keypoints: Tensor, size: Size) -> Match:
     relative = (keypoints + 0.5) / torch.tensor([size[1], size[0]]) * 2 - 1
-    samples = F.grid_sample(source[None], relative[None, None], padding_mode="border", align_corners=False)
+    places = relative[None, None].to(source)
+    samples = F.grid_sample(source[None], places, padding_mode="border", align_corners=False)
     target = upsample(target, size).flatten(1)
     # In pieces of channels: vector_norm over the first axis takes ten times as long, one large square twice the memory.
-    squares = sum((piece.square().sum(0) for piece in torch.split(target, 64)), torch.zeros(()))
+    squares = sum((piece.square().sum(0) for piece in torch.split(target, 64)), target.new_zeros(()))
     target /= squares.sqrt().clamp_min(1e-8)
     similarity, best = (F.normalize(samples[0, :, 0].T, dim=1) @ target).max(dim=1)
     return torch.stack([best % size[1], best // size[1]], dim=1).float(), similarity
@@ -58,7 +60,8 @@ def grid_loop(source: Tensor, target: Tensor, keypoints: Tensor, size: Size) -> 
     cells = [F.normalize(upsample(x, (rows, columns)).flatten(1).T, dim=1) for x in (source, target)]
     cosines = cells[0] @ cells[1].T  # of every cell with every cell
     stride_x, stride_y = size[1] / columns, size[0] / rows
-    x, y = torch.arange(columns), torch.arange(rows)[:, None]
+    x = torch.arange(columns, device=cosines.device)
+    y = torch.arange(rows, device=cosines.device)[:, None]
     predictions, similarity = [], []
     for point_x, point_y in keypoints.tolist():
         column, row = min(int(point_x / stride_x), columns - 1), min(int(point_y / stride_y), rows - 1)
@@ -109,6 +112,10 @@ class Case(NamedTuple):
     keypoints: Tensor
     size: Size
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Case":
+        """The same with its maps on a device; keypoints stay where annotations are, on the CPU."""
+        return self._replace(source=self.source.to(device, dtype), target=self.target.to(device, dtype))
+
 
 def one_by_one(method: Method, cases: Sequence[Case]) -> list[Match]:
     return [method.match(*case) for case in cases]
@@ -118,6 +125,15 @@ ManyPairs = Callable[[Sequence[Case]], list[Match]]
 PAIR_METHODS: dict[str, ManyPairs] = {name: partial(one_by_one, method) for name, method in METHODS.items()}
 """Ways to match many pairs of any sizes; one that takes them together goes here, and its rule below."""
 PAIR_OURS = {name: method.ours for name, method in METHODS.items()}
+
+
+def together(cases: Sequence[Case]) -> list[Match]:
+    """All pairs in one call of this project."""
+    prepared = [
+        (PreparedMap.of(case.source, case.size, PIXELS), PreparedMap.of(case.target, case.size, PIXELS), case.keypoints)
+        for case in cases
+    ]
+    return [found[:2] for found in match_prepared(prepared)]
 
 
 def one_case(channels: int, grid: Size, image: Size, keypoints: int) -> Case:

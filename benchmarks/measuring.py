@@ -169,7 +169,16 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **_gpu(),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """The card of CUDA that is used unless another is named, where there is one."""
+    if not torch.cuda.is_available():
+        return {}
+    found = torch.cuda.get_device_properties(0)
+    return {"gpu": found.name, "gpu_memory_gb": round(found.total_memory / 1e9, 1), "cuda": torch.version.cuda}
 
 
 def _processor() -> str:
@@ -204,6 +213,11 @@ def report(tables: Sequence[Table], options: argparse.Namespace, results: Mappin
     out = console()
     for made in tables:
         out.print(made)
+    write_figures(options, results)
+
+
+def write_figures(options: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    """Writes settings, machine and results where `--json` says."""
     if options.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         settings = {k: v for k, v in settings.items() if k not in ("json", "in_this_process")}

@@ -60,7 +60,14 @@ class Timed:
     output: str
 
 
-def evaluate(folder: Path, words: Sequence[str], more: Mapping[str, Any], ranks: int = 1, threads: int = 1) -> Timed:
+def evaluate(
+    folder: Path,
+    words: Sequence[str],
+    more: Mapping[str, Any],
+    ranks: int = 1,
+    threads: int = 1,
+    accelerator: str = "cpu",
+) -> Timed:
     """Runs `eval.py` with a clock.
 
     Args:
@@ -69,10 +76,11 @@ def evaluate(folder: Path, words: Sequence[str], more: Mapping[str, Any], ranks:
         more: Configuration beside that of the options.
         ranks: Processes, on gloo if there are several.
         threads: Of each.
+        accelerator: Where they compute, as Lightning calls it.
     """
     clocks = folder / "clocks"
     clock = {"class_path": "benchmarks.runs.StageClock", "init_args": {"folder": str(clocks)}}
-    trainer = {"accelerator": "cpu", "devices": ranks, "callbacks+": [clock]}
+    trainer = {"accelerator": accelerator, "devices": ranks, "callbacks+": [clock]}
     trainer |= {} if ranks == 1 else {"strategy": "ddp"}
     config = folder / "benchmark.yaml"
     folder.mkdir(parents=True)

@@ -1,8 +1,12 @@
 """Upper bounds of the cosines between two grid rows, one number per grid row and image column."""
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -77,5 +81,14 @@ def fused(dynamic: bool = True) -> Callable[[Tensor, Axis, Limits], Tensor]:
 
 
 def can_fuse(device: torch.device) -> bool:
-    """Whether `fused` is quicker: on a GPU of CUDA or ROCm, where Triton is installed."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether `fused` is quicker: on a GPU of CUDA or ROCm, where Triton is installed and can build what it starts."""
+    return device.type == "cuda" and _triton_builds()
+
+
+@cache
+def _triton_builds() -> bool:
+    """Whether there is Triton, and the C compiler and headers of Python that it builds its launchers with."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    folders = (sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix"))
+    headers = any(folder is not None and (Path(folder) / "Python.h").is_file() for folder in folders)
+    return find_spec("triton") is not None and compiler is not None and headers

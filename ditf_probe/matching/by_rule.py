@@ -15,7 +15,7 @@ from ditf_probe.matching.cosines import check_fit
 from ditf_probe.matching.keypoints import Corners, cell_of, checked_points
 from ditf_probe.matching.prepared import Found, PreparedMap
 from ditf_probe.matching.rules import DEFAULT_RULE, MatchingRule
-from ditf_probe.matching.search import BUDGET, best_pixels
+from ditf_probe.matching.search import best_pixels
 from ditf_probe.precision import to_float64
 
 
@@ -66,7 +66,7 @@ def match_by_rule(
 
 @torch.no_grad()
 def match_prepared(
-    pairs: Sequence[tuple[PreparedMap, PreparedMap, Tensor]], budget: int = BUDGET
+    pairs: Sequence[tuple[PreparedMap, PreparedMap, Tensor]], budget: int | None = None
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Matches many pairs at once, of any grids and sizes.
 
@@ -75,7 +75,7 @@ def match_prepared(
 
     Args:
         pairs: Source, target and source keypoints `(K, 2)` each, prepared with one rule.
-        budget: Bytes of working memory that groups of keypoints are chosen for.
+        budget: Bytes of working memory that groups of keypoints are chosen for; None is the default of the device.
 
     Returns:
         Per pair what `match_by_rule` returns, where the maps are.

@@ -23,6 +23,7 @@ from ditf_probe.geometry import axis_coordinates
 CHANNEL_PIECE = 2**18
 KEYPOINT_PIECE = 2**21
 ROW_PIECE = 2**17
+CHANNEL_PIECE_ON_GPU = 2**22  # where a call costs more than what does not fit a cache
 
 # A squared length below this part of its upper bound is rounding of an exact zero: neighbours that cancel out.
 CANCELLED = 1e-14
@@ -113,7 +114,8 @@ def dot_products(descriptors: Tensor, features: Tensor) -> Tensor:
 def _pieces(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some channels at a time, in float64."""
     channels = features.shape[-3]
-    count = max(1, CHANNEL_PIECE * channels // features.numel())
+    piece = CHANNEL_PIECE_ON_GPU if features.device.type == "cuda" else CHANNEL_PIECE
+    count = max(1, piece * channels // features.numel())
     for start in range(0, channels, count):
         span = slice(start, min(start + count, channels))
         yield span, features[..., span, :, :].double()

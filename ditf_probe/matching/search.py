@@ -31,7 +31,10 @@ from ditf_probe.matching.cosines import (
 from ditf_probe.matching.pixels import Pixels, Segments, squares
 
 BUDGET = 2**26
-"""Bytes of working memory that groups of keypoints are chosen for by default."""
+"""Bytes of working memory that groups of keypoints are chosen for by default, on a CPU."""
+
+BUDGET_ON_GPU = 2**29
+"""The same on a GPU, which smaller groups would leave idle."""
 
 _MANY = 0.25  # part of its columns from which on a map is compared pixel by pixel
 _PIECE = 2**17  # bounds at a time
@@ -128,14 +131,14 @@ def best_in(descriptors: Tensor, target: SearchedMap) -> tuple[Tensor, Tensor]:
 
 
 def best_pixels(
-    descriptors: Sequence[Tensor], maps: Sequence[SearchedMap], budget: int = BUDGET
+    descriptors: Sequence[Tensor], maps: Sequence[SearchedMap], budget: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """The most similar pixel of each descriptor, the first in row-major order of equals.
 
     Args:
         descriptors: B times `(K, C)` float64 of length one; K may differ.
         maps: B maps; those of equal grid, image size and device are searched together.
-        budget: Bytes of working memory that groups of descriptors are chosen for.
+        budget: Bytes of working memory that groups of descriptors are chosen for; None is the default of the device.
 
     Returns:
         B times the number of the pixel in row-major order, and its cosine, `(K,)` each.
@@ -144,8 +147,9 @@ def best_pixels(
     for number, one in enumerate(maps):
         groups.setdefault((one.grid, one.size, one.features.device), []).append(number)
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for members in groups.values():
-        most = max(1, budget // (_BYTES * maps[members[0]].grid[0] * maps[members[0]].size[1]))
+    for (_, _, device), members in groups.items():
+        limit = (BUDGET_ON_GPU if device.type == "cuda" else BUDGET) if budget is None else budget
+        most = max(1, limit // (_BYTES * maps[members[0]].grid[0] * maps[members[0]].size[1]))
         for start in range(0, len(members), most):
             part = members[start : start + most]
             chosen = [maps[i] for i in part]

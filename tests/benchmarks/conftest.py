@@ -6,7 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from scipy.io import savemat
 
 ROOT = Path(__file__).parents[2]
 TINY_MODEL = ["--blocks", "4", "--width", "32", "--head-dim", "16", "--vae-channels", "8", "8", "--threads", "1"]
@@ -54,10 +57,25 @@ def runs_here(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.Monkey
 
     original = runs.evaluate
 
-    def evaluate_here(folder: Path, words: Sequence[str], more: Any, ranks: int = 1, threads: int = 1) -> Any:
-        return original(folder, words, more, 1, threads)
+    def evaluate_here(
+        folder: Path, words: Sequence[str], more: Any, ranks: int = 1, threads: int = 1, **others: Any
+    ) -> Any:
+        return original(folder, words, more, 1, threads, **others)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(runs, "run_apart", run_apart)
     monkeypatch.setattr(runs, "evaluate", evaluate_here)
     return called
+
+
+@pytest.fixture
+def willow(tmp_path: Path) -> Path:
+    """Two sets of two photos."""
+    root = tmp_path / "PF-dataset-WILLOW"
+    for seed in range(4):
+        folder = root / ("car(G)" if seed < 2 else "duck(S)")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+        savemat(folder / f"{seed}.mat", {"pts_coord": np.array([[3.0, 10.5, 20.0], [4.0, 2.0, 15.25]])})
+    return root

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = sorted(  # written down apart, so that none gets lost
     [
         *("cache", "extraction", "matching", "model_card", "near_duplicates", "pf_willow", "ranks", "scaling_curves"),
-        *("startup", "store"),
+        *("agreement", "large_models", "probe_training", "startup", "store"),
     ]
 )
 SIZES = ["--channels", "64", "--grid", "8", "8", "--image", "64", "64", "--keypoints", "4"]
@@ -123,7 +123,10 @@ def test_a_method_that_fails_is_named(benchmark, monkeypatch):
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["nothing"], 2)])
 def test_usage(arguments, code, benchmark, capsys):
     assert benchmark("__main__").main(arguments) == code
-    assert "usage: python -m benchmarks {cache,extraction,matching,model_card," in capsys.readouterr()[code // 2]
+    assert (
+        "usage: python -m benchmarks {agreement,cache,extraction,large_models,matching,model_card,"
+        in capsys.readouterr()[code // 2]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

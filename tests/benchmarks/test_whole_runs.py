@@ -2,10 +2,7 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat
 
 from ditf_probe.errors import InputError
 
@@ -49,19 +46,6 @@ def test_bits_that_differ_are_shown(benchmark, tmp_path):
     assert ranks.same_bits(one, one) == {"same_metrics": True, "predictions": 2, "differing_predictions": []}
     found = ranks.same_bits(one, two)
     assert found == {"same_metrics": False, "predictions": 2, "differing_predictions": ["predictions/a.csv"]}
-
-
-@pytest.fixture
-def willow(tmp_path):
-    """Two sets of two photos."""
-    root = tmp_path / "PF-dataset-WILLOW"
-    for seed in range(4):
-        folder = root / ("car(G)" if seed < 2 else "duck(S)")
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{seed}.png")
-        savemat(folder / f"{seed}.mat", {"pts_coord": np.array([[3.0, 10.5, 20.0], [4.0, 2.0, 15.25]])})
-    return root
 
 
 def test_pf_willow(benchmark, runs_here, willow, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditf_probe.errors import InputError
-from ditf_probe.matching import MatchingRule, PreparedMap, match_by_rule, match_prepared
+from ditf_probe.matching import MatchingRule, PreparedMap, bounds, match_by_rule, match_prepared
 from ditf_probe.matching.bounds import MARGIN, Limits, fused, upper_bounds
 from ditf_probe.matching.cosines import cosines, dot_products, unit
 from ditf_probe.matching.search import SearchedMap, best_pixels
@@ -173,6 +173,23 @@ def test_prepared_maps_that_do_not_fit_are_refused():
         match_prepared([(a, bad, torch.zeros(1, 2))])
     with pytest.raises(InputError, match="NaN or infinity"):
         match_prepared([(bad, a, torch.zeros(1, 2))])
+
+
+@pytest.mark.parametrize("missing", ["triton", "compiler", "headers", None])
+def test_bounds_are_fused_where_triton_can_build(missing, monkeypatch, tmp_path):
+    """On a GPU without what it builds with, as in images without compilers, they are computed as anywhere else."""
+    (tmp_path / "Python.h").touch()
+    folder = tmp_path / "none" if missing == "headers" else tmp_path
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(bounds.sysconfig, "get_path", lambda *names: str(folder))
+    monkeypatch.setattr(bounds, "find_spec", lambda name: None if missing == "triton" else name)
+    monkeypatch.setattr(bounds.shutil, "which", lambda name: None if missing == "compiler" else name)
+    bounds._triton_builds.cache_clear()
+    try:
+        assert bounds.can_fuse(torch.device("cuda")) == (missing is None)
+        assert not bounds.can_fuse(torch.device("cpu"))
+    finally:
+        bounds._triton_builds.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
