@@ -166,12 +166,10 @@ class PropagationTask(ImageTask):
     def _measured(self, row: Row, objects: Any) -> MeasuredRow:
         matcher = self.image_rows.matchers.get(row.name)
         if matcher is None:
-            notes = ("copy of the first mask",)
-            return row_of_objects(row.name, row.kind, objects, notes=notes, backbone=NO_BACKBONE)
-        notes, parameters = matcher.note(), matcher.parameters
-        return row_of_objects(
-            row.name, row.kind, objects, parameters=parameters, notes=notes, backbone=matcher.backbone
-        )
+            remarks = ("copy of the first mask",)
+            return row_of_objects(row.name, row.kind, objects, notes=remarks, backbone=NO_BACKBONE)
+        notes, parameters, backbone = matcher.note(), matcher.parameters, matcher.backbone
+        return row_of_objects(row.name, row.kind, objects, parameters=parameters, notes=notes, backbone=backbone)
 
 
 def video_settings(dataset: VideoDataset) -> dict[str, Any]:
