@@ -91,6 +91,20 @@ def test_descriptors_that_are_opposite_to_everything():
     assert torch.equal(pixel, first)
 
 
+def test_maps_that_nearly_tie_are_looked_at_in_bands_of_rows(monkeypatch):
+    monkeypatch.setattr("ditf_probe.matching.cosines.ROW_PIECE", 1)
+    for size in ((45, 31), (31, 45)):
+        features = noise(8, 5, 6) * 1e-6 + noise(8, 1, 1, seed=1)
+        pixel, _ = check(directions(7, 8), features, size)
+        assert (pixel >= size[1]).any(), "one of them is not in the first row"
+
+
+def test_bytes_are_those_of_what_is_kept():
+    searched = SearchedMap("features", noise(8, 4, 7), (30, 50))
+    kept = [*searched.gram, searched.squares, searched.inverse, *searched.limits]
+    assert searched.nbytes == sum(x.nbytes for x in kept)
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_bounds_hold_and_are_close(seed):
     """Between two grid rows no pixel is above its bound; with many pixels the best comes near it."""
