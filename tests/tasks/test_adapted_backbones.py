@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from ditf_probe import ProbedBackbone, load_backbone
@@ -39,8 +40,11 @@ from ditf_probe.probes import (
 )
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.adapted_data import AdaptedData
+from ditf_probe.tasks.image_rows import ImageRows
+from ditf_probe.tasks.models import Models
+from ditf_probe.tasks.planning import held_probes, plan
 from ditf_probe.tasks.records import RunResult
-from ditf_probe.tasks.rows import Fusion
+from ditf_probe.tasks.rows import ROWS, Fusion
 from ditf_probe.tasks.settings import BackboneFeatures
 
 pytest.importorskip("peft", reason="adapts the layers: pip install peft")
@@ -235,7 +239,9 @@ def test_every_table_says_which_rows_are_frozen(
     features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
 ) -> None:
     fused = {"fused": Fusion(["adaln", "lora"]), "plain": Fusion(["adaln", "rgb"])}
-    result = compared(trainer(), features, pairs, [fresh(features, tmp_path / "lora")], fusions=fused)
+    logger = CSVLogger(tmp_path)
+    fit = trainer(logger=logger)
+    result = compared(fit, features, pairs, [fresh(features, tmp_path / "lora")], fusions=fused)
     words = "LoRA rank 2 in block 1"
     expected = {"adaln": "frozen", "fused": words, "plain": "frozen", "lora": words}
     expected |= {"same_position": "none", "rgb": "none"}
@@ -250,8 +256,26 @@ def test_every_table_says_which_rows_are_frozen(
     assert isinstance(console.file, io.StringIO)
     caption = f"backbones of all rows are frozen but for fused ({words}), lora ({words})"
     assert caption in console.file.getvalue()
+    assert caption == logger.experiment.hparams["backbones"]
     assert comparison["settings"]["probes"]["lora"]["lora"]["rank"] == 2
     assert [model["backbone"].get("lora", {}).get("rank") for model in comparison["settings"]["models"]].count(2) == 1
+
+
+def test_rows_of_single_images_have_their_adapters(features: BackboneFeatures, tmp_path: Path) -> None:
+    folder = fresh(features, tmp_path / "lora")
+    held = held_probes({"lora": folder}, features)
+    weights = lora_of(held[0].module)
+    assert weights is not None
+    rows = ImageRows(plan(Models("cpu"), features, [ROWS["adaln"]], held))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = rows(images, ["a", "b"])
+    assert torch.equal(found["adaln"], found["lora"])
+    with torch.no_grad():
+        weights.up[0].fill_(1.0)
+    again = rows(images, ["a", "b"])
+    assert torch.equal(found["adaln"], again["adaln"])
+    assert not torch.allclose(again["adaln"], again["lora"])
+    assert [set(part.matchers) for part in rows.by_backbone()] == [{"adaln"}, {"lora"}]
 
 
 def test_a_copy_of_every_seed_says_so(
