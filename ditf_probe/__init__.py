@@ -3,8 +3,9 @@
 The public names load on first use, so that `import ditf_probe` costs next to nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ditf_probe.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -75,14 +76,4 @@ if TYPE_CHECKING:
     from ditf_probe.probes.timesteps import TimestepAggregation as TimestepAggregation
     from ditf_probe.protocols import Protocol as Protocol
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ditf_probe' has no attribute {name!r}")
-    value = getattr(import_module(f"ditf_probe.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOME)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ditf_probe"
 FLOORS = {
-    "errors": -1, "configs_folder": -1, "files": 0, "precision": 0,
+    "lazy": -1, "errors": -1, "configs_folder": -1, "files": 0, "precision": 0,
     "probes": 1, "geometry": 1, "conditions": 1, "progress": 1, "printing": 1, "devices": 1,
     "data": 2, "backbones": 2, "metrics": 2, "matching": 2, "pictures": 2,
     "features": 3, "losses": 3, "protocols": 3,

@@ -4,7 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from functools import wraps
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -209,3 +210,18 @@ class Backbone(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+
+Forward = TypeVar("Forward", bound=Callable[..., dict[int, TappedBlock]])
+
+
+def without_gradients(forward: Forward) -> Forward:
+    """Has the `forward` of a backbone record no gradients, unless one of its weights is trained."""
+
+    @wraps(forward)
+    def run(self: nn.Module, *arguments: Any, **options: Any) -> dict[int, TappedBlock]:
+        trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        with torch.set_grad_enabled(trained):
+            return forward(self, *arguments, **options)
+
+    return cast(Forward, run)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
+from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock, without_gradients
 from ditf_probe.backbones.block_taps import BlockTap, StreamTap, group_taps, modulation_conditions, tap_block
 from ditf_probe.backbones.checks import (
     check_blocks,
@@ -112,7 +112,7 @@ class DiffusionBackbone(Backbone):
         return group_taps(group)
 
     @reads_text
-    @torch.no_grad()
+    @without_gradients
     def forward(
         self,
         images: Tensor,
@@ -212,19 +212,27 @@ class DiffusionBackbone(Backbone):
                 embedding = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim).to(embedding.weight)
         facts = {"class": type(transformer).__name__, "config": plain(transformer.config), "seed": seed}
         facts["labels"] = None if embedding is None else embedding.num_embeddings
-        return DiffusionBackbone(
-            nn.Module.to(transformer, self.device, self.transformer.dtype),  # that of diffusers warns for nothing
-            self.latents.vae,
-            name=f"{self.name} untrained",
-            scheduler=self.scheduler,
-            noising=self.noising,
-            class_embedding=embedding,
-            prompts=self.prompts,
-            posterior=self.latents.posterior,
-            guidance=self.guidance or 0.0,
-            max_batch=self.max_batch,
-            weights_sha256=partial(initialised_sha256, facts, self.latents),
-        )
+        options = self.options() | {"name": f"{self.name} untrained", "class_embedding": embedding}
+        options["weights_sha256"] = partial(initialised_sha256, facts, self.latents)
+        transformer = nn.Module.to(
+            transformer, self.device, self.transformer.dtype
+        )  # that of diffusers warns for nothing
+        return DiffusionBackbone(transformer, **options)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments beside the transformer that build the same backbone around another one of its class."""
+        return {
+            "vae": self.latents.vae,
+            "name": self.name,
+            "scheduler": self.scheduler,
+            "noising": self.noising,
+            "class_embedding": self.class_embedding,
+            "prompts": self.prompts,
+            "posterior": self.latents.posterior,
+            "guidance": self.guidance or 0.0,
+            "max_batch": self.max_batch,
+            "weights_sha256": lambda: self.weights_sha256,
+        }
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a number, as plain JSON values."""
@@ -256,6 +264,11 @@ class DiffusionBackbone(Backbone):
             return self
         moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return moved
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights rest elsewhere than where they compute."""
+        return self._compute_device is not None
 
     @property
     def _takes_labels(self) -> bool:

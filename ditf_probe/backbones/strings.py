@@ -1,20 +1,18 @@
 """Strings as conditions of a backbone: one per image, turned into embeddings that can share a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.backbones.base import TappedBlock
+from ditf_probe.backbones.base import Forward, TappedBlock
 from ditf_probe.backbones.checks import check_ids
 from ditf_probe.conditions import PromptEmbeddings
 from ditf_probe.errors import InputError
-
-Forward = TypeVar("Forward", bound=Callable[..., dict[int, TappedBlock]])
 
 
 def reads_text(forward: Forward) -> Forward:

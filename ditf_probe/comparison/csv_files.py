@@ -22,7 +22,7 @@ def to_csv(comparison: dict[str, Any]) -> str:
     head = ("dataset", "row", "kind", "metric", "average", *(f"@{alpha}" for alpha in alphas))
     spreads = ("ci95_low", "ci95_high", "delta", "delta_low", "delta_high")
     costed = any("cost" in row for dataset in comparison["datasets"].values() for row in dataset["rows"])
-    columns = ("parameters", *(["flops"] if costed else []), "notes")
+    columns = ("parameters", *(["flops"] if costed else []), "backbone", "notes")
     writer.writerow((*head, *spreads, "accepted", "rejected_hidden", *columns))
     for name, dataset in with_subsets(comparison):
         for row in dataset["rows"]:
@@ -38,7 +38,12 @@ def to_csv(comparison: dict[str, Any]) -> str:
                     primary = (metric, average) == ("pck", dataset["statistic"])
                     spread = _spread(entry) if primary else ("",) * 5
                     place = (name, entry["name"], "probe", metric, average, *(scores[alpha] for alpha in alphas))
-                    facts = (entry["parameters"], *([""] if costed else []), "; ".join(entry["notes"]))
+                    facts = (
+                        entry["parameters"],
+                        *([""] if costed else []),
+                        entry["backbone"],
+                        "; ".join(entry["notes"]),
+                    )
                     writer.writerow((*place, *spread, "", "", *facts))
     return text.getvalue()
 
@@ -86,7 +91,8 @@ def _scores(row: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
 def _facts(row: dict[str, Any], costed: bool) -> tuple[Any, ...]:
     coverage = row["coverage"]
     flops = [row["cost"]["flops"] if "cost" in row else 0] if costed else []
-    return coverage["accepted"], coverage["rejected_hidden"], row["parameters"], *flops, "; ".join(row["notes"])
+    facts = (row["parameters"], *flops, row["backbone"], "; ".join(row["notes"]))
+    return coverage["accepted"], coverage["rejected_hidden"], *facts
 
 
 def _spread(row: dict[str, Any]) -> tuple[Any, ...]:

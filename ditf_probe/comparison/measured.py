@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ditf_probe.comparison.table_parts import FROZEN
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.metrics.intervals import percentile_interval
 from ditf_probe.printing import console
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow, MeasuredRun
+from ditf_probe.tasks.records import frozen_words
 
 DECIMALS = 4
 _STYLES = {"zero-shot": "", "probe": "bold", "control": "dim"}
@@ -55,7 +55,7 @@ def measured_table(name: str, dataset: dict[str, Any]) -> Table:
     caption = f"one {dataset['unit']}: no interval"
     if dataset["n"] > 1:
         caption = f"95% intervals of {primary} over n = {dataset['n']} units ({dataset['unit']}), differences paired"
-    caption += f"; {FROZEN}"
+    caption += f"; {frozen_words({row['name']: row['backbone'] for row in dataset['rows']})}"
     facts = ", ".join(f"{count:,} {what}" for what, count in dataset["facts"].items())
     title = f"{name}: {facts}" if facts else name
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
@@ -85,13 +85,13 @@ def measured_csv(comparison: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ("dataset", "row", "kind", "metric", "value", "ci95_low", "ci95_high", "delta", "delta_low", "delta_high")
-    writer.writerow((*head, "parameters", "notes"))
+    writer.writerow((*head, "parameters", "backbone", "notes"))
     for name, dataset in comparison["datasets"].items():
         for row in dataset["rows"]:
             for metric, score in row["scores"].items():
                 delta = score["delta"] or {"value": "", "ci95": None}
                 numbers = (score["value"], *(score["ci95"] or ("", "")), delta["value"], *(delta["ci95"] or ("", "")))
-                facts = (row["parameters"], "; ".join(row["notes"]))
+                facts = (row["parameters"], row["backbone"], "; ".join(row["notes"]))
                 writer.writerow((name, row["name"], row["kind"], metric, *numbers, *facts))
     return text.getvalue()
 
@@ -109,6 +109,7 @@ def _dataset(dataset: MeasuredDataset) -> dict[str, Any]:
                 "kind": row.kind,
                 "scores": dict(_scores(row, reference)),
                 "parameters": row.parameters,
+                "backbone": row.backbone,
                 "notes": list(row.notes),
             }
             for row in dataset.rows

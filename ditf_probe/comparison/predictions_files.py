@@ -16,7 +16,7 @@ from ditf_probe.comparison.attributes_files import attributes_from_csv, attribut
 from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
 from ditf_probe.metrics.predictions import COLUMNS, KINDS, Predictions, unique_rows
-from ditf_probe.tasks.records import DatasetResult, PairFacts, RowCost, RowResult, RunResult
+from ditf_probe.tasks.records import FROZEN, DatasetResult, PairFacts, RowCost, RowResult, RunResult
 
 FOLDER, MANIFEST = "predictions", "manifest.json"
 FACTS = ("unit", "category", "source_id", "target_id")
@@ -40,7 +40,7 @@ def write_predictions(run_dir: Path, result: RunResult) -> list[Path]:
             write_text(run_dir / FOLDER / name, _to_csv(row.predictions, dataset.pairs))
             files.append(run_dir / FOLDER / name)
             facts = {"name": row.name, "kind": row.kind, "parameters": row.parameters, "notes": list(row.notes)}
-            rows.append({**facts, "cost": row.cost and asdict(row.cost), "file": name})
+            rows.append({**facts, "cost": row.cost and asdict(row.cost), "backbone": row.backbone, "file": name})
         facts = {"unit": dataset.unit, "statistic": dataset.statistic, "threshold": dataset.threshold}
         manifest[dataset.name] = {**facts, "attributes": attributes, "rows": rows}
     text = json.dumps({"datasets": manifest, "settings": result.settings}, indent=2)
@@ -77,7 +77,7 @@ def _read_dataset(folder: Path, name: str, facts: dict[str, Any]) -> DatasetResu
         predictions, own = _from_csv(folder / row["file"])
         pairs |= own
         facts_of_row = row["name"], row["kind"], predictions, row["parameters"], tuple(row["notes"])
-        rows.append(RowResult(*facts_of_row, _cost(row.get("cost"))))
+        rows.append(RowResult(*facts_of_row, _cost(row.get("cost")), row.get("backbone", FROZEN)))
     attributes = attributes_from_csv(folder / facts["attributes"])
     pairs = {index: replace(found, attributes=attributes.get(index, {})) for index, found in pairs.items()}
     return DatasetResult(name, facts["unit"], facts["statistic"], facts["threshold"], pairs, rows)

@@ -209,6 +209,7 @@ def _row(row: RowResult, pck: Scores, intervals: _Intervals, best: _Best) -> dic
         "pck": rounded(pck),
         **compared,
         "parameters": row.parameters,
+        "backbone": row.backbone,
         "notes": [*row.notes, *_beaten(compared["delta_same_position"])],
         # Without the time, so that the same predictions give the same file.
         **({"cost": {"flops": row.cost.flops, "grid": list(row.cost.grid)}} if row.cost else {}),
@@ -220,13 +221,15 @@ def _seeds(head: str, dataset: DatasetResult, scored: _Scored, best: _Best) -> d
     names = scored.copies[head]
     mean, deviation = mean_and_deviation([scored.scores[name] for name in names])
     compared = _compared(head, scored.intervals, POSITION, best)
+    first = next(row for row in dataset.rows if row.name == names[0])
     return {
         "name": head,
         "copies": list(names),
         "pck": mean,
         "pck_std": deviation,
         **compared,
-        "parameters": next(row.parameters for row in dataset.rows if row.name == names[0]),
+        "parameters": first.parameters,
+        "backbone": first.backbone,
         "notes": _beaten(compared["delta_same_position"]),
     }
 

@@ -2,7 +2,6 @@
 
 STYLES = {"zero-shot": "", "probe": "bold", "control": "dim"}
 WORDS = {"per_point": "per point", "per_image": "per image"}
-FROZEN = "backbones of all rows are frozen"
 
 
 def interval_text(interval: list[float] | None, sign: str = "") -> str:

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from ditf_probe.comparison.csv_files import alphas_of, with_subsets
 from ditf_probe.comparison.measure_tables import breakdown_tables, measure_table
-from ditf_probe.comparison.table_parts import FROZEN, STYLES, WORDS, interval_text
+from ditf_probe.comparison.table_parts import STYLES, WORDS, interval_text
 from ditf_probe.metrics.pck import alpha_key
+from ditf_probe.tasks.records import frozen_words
 
 
 def tables(comparison: dict[str, Any]) -> Iterator[Table]:
@@ -35,7 +36,7 @@ def _table(name: str, dataset: dict[str, Any], alphas: list[str], key: str) -> T
         caption += f"95% intervals of PCK@{key} over n = {dataset['n']} units ({dataset['unit']}), differences paired"
     if "seeds" in dataset:
         caption += "; ± standard deviation over seeds, intervals of the mean over them"
-    caption += f"; {FROZEN}"
+    caption += f"; {frozen_words({row['name']: row['backbone'] for row in _shown(dataset)})}"
     title = f"{name}: {dataset['pairs']} pairs, {dataset['keypoints']} keypoints"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", no_wrap=True)

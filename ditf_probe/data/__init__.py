@@ -1,57 +1,34 @@
 """Data sets of image pairs with keypoints. Names load on first use, so that importing costs nothing."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ditf_probe.lazy import lazy
 
 if TYPE_CHECKING:
-    from ditf_probe.data.ap10k import AP10K
-    from ditf_probe.data.ap10k_geoaware import AP10KGeoAware
-    from ditf_probe.data.coco import COCOKeypoints
-    from ditf_probe.data.cub import CUB200
-    from ditf_probe.data.datamodule import PairDataModule
-    from ditf_probe.data.davis import DAVIS
-    from ditf_probe.data.flipped import Flipped
-    from ditf_probe.data.hpatches import HPatches
-    from ditf_probe.data.own import KeypointFolder
-    from ditf_probe.data.pairs import Pair, PairDataset, Side, threshold_base
-    from ditf_probe.data.pascal import PFPascal
-    from ditf_probe.data.per_category import Fraction
-    from ditf_probe.data.planar import PlanarDataModule
-    from ditf_probe.data.spair import SPair71k
-    from ditf_probe.data.stereo import StereoMotorcycle
-    from ditf_probe.data.subsets import HeldOut
-    from ditf_probe.data.synthetic import SyntheticPairs
-    from ditf_probe.data.tss import TSS
-    from ditf_probe.data.videos import VideoDataModule
-    from ditf_probe.data.warped import WarpedPhotos
-    from ditf_probe.data.willow import PFWillow
-
-__all__ = [
-    "AP10K",
-    "CUB200",
-    "DAVIS",
-    "TSS",
-    "AP10KGeoAware",
-    "COCOKeypoints",
-    "Flipped",
-    "Fraction",
-    "HPatches",
-    "HeldOut",
-    "KeypointFolder",
-    "PFPascal",
-    "PFWillow",
-    "Pair",
-    "PairDataModule",
-    "PairDataset",
-    "PlanarDataModule",
-    "SPair71k",
-    "Side",
-    "StereoMotorcycle",
-    "SyntheticPairs",
-    "VideoDataModule",
-    "WarpedPhotos",
-    "threshold_base",
-]
+    from ditf_probe.data.ap10k import AP10K as AP10K
+    from ditf_probe.data.ap10k_geoaware import AP10KGeoAware as AP10KGeoAware
+    from ditf_probe.data.coco import COCOKeypoints as COCOKeypoints
+    from ditf_probe.data.cub import CUB200 as CUB200
+    from ditf_probe.data.datamodule import PairDataModule as PairDataModule
+    from ditf_probe.data.davis import DAVIS as DAVIS
+    from ditf_probe.data.flipped import Flipped as Flipped
+    from ditf_probe.data.hpatches import HPatches as HPatches
+    from ditf_probe.data.own import KeypointFolder as KeypointFolder
+    from ditf_probe.data.pairs import Pair as Pair
+    from ditf_probe.data.pairs import PairDataset as PairDataset
+    from ditf_probe.data.pairs import Side as Side
+    from ditf_probe.data.pairs import threshold_base as threshold_base
+    from ditf_probe.data.pascal import PFPascal as PFPascal
+    from ditf_probe.data.per_category import Fraction as Fraction
+    from ditf_probe.data.planar import PlanarDataModule as PlanarDataModule
+    from ditf_probe.data.spair import SPair71k as SPair71k
+    from ditf_probe.data.stereo import StereoMotorcycle as StereoMotorcycle
+    from ditf_probe.data.subsets import HeldOut as HeldOut
+    from ditf_probe.data.synthetic import SyntheticPairs as SyntheticPairs
+    from ditf_probe.data.tss import TSS as TSS
+    from ditf_probe.data.videos import VideoDataModule as VideoDataModule
+    from ditf_probe.data.warped import WarpedPhotos as WarpedPhotos
+    from ditf_probe.data.willow import PFWillow as PFWillow
 
 _MODULES = {
     "AP10K": "ap10k",
@@ -80,12 +57,5 @@ _MODULES = {
     "WarpedPhotos": "warped",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__all__ = [*_MODULES]
+__getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ditf_probe.backbones.base import Backbone, ModulationCondition, Tap, TappedBlock
@@ -116,7 +115,6 @@ class FeatureExtractor:
         """Brings an image to the size of the model: `(3, H, W)` uint8 to `(3, h, w)` float32 in [0, 1]."""
         return self.size_rule(image)
 
-    @torch.no_grad()
     def __call__(
         self, images: Tensor, image_ids: Sequence[str] | None = None, conditions: Any = None
     ) -> dict[int, Tensor]:
@@ -137,7 +135,6 @@ class FeatureExtractor:
         """
         return self.features(self.tapped(self.size_rule.batch(images), image_ids, conditions))
 
-    @torch.no_grad()
     def tapped(
         self, images: Tensor, image_ids: Sequence[str] | None = None, conditions: Any = None
     ) -> dict[int, TappedBlock]:
@@ -164,7 +161,6 @@ class FeatureExtractor:
         )
         return tapped
 
-    @torch.no_grad()
     def features(
         self,
         tapped: dict[int, TappedBlock],

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
+from ditf_probe.probes import lora_of
 
 FACTS = "ditf_probe.json"
 _TOLERANCE = 1e-5
@@ -45,12 +46,15 @@ def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: 
         grid: (h, w) of the maps where it is fixed; None allows any. The batch may always be of any size.
 
     Raises:
-        InputError: Another ending, a grid without cells, a head that `torch.export` cannot follow for any grid, or one
-            whose program gives other numbers.
+        InputError: Another ending, a grid without cells, a head with adapters in its backbone, one that `torch.export`
+            cannot follow for any grid, or one whose program gives other numbers.
     """
     target = Path(path)
     if target.suffix != ".pt2":
         raise InputError("path", str(path), "name a file that ends in .pt2")
+    if (lora := lora_of(head)) is not None:
+        remedy = f"it takes the features of a backbone with {lora.words}, which its program would not have: use it here"
+        raise InputError("head", type(head).__name__, remedy)
     if grid is not None and min(grid) < 1:
         raise InputError("grid", grid, "give (height, width) in cells, or None for any")
     module = _OverTuple(copy.deepcopy(head).to("cpu", torch.float32).eval().requires_grad_(False), blocks)

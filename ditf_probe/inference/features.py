@@ -18,6 +18,7 @@ from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.geometry import Transform, crop_features
 from ditf_probe.matching import MatchingRule, match_by_rule
 from ditf_probe.matching.rules import DEFAULT_RULE
+from ditf_probe.tasks.adapted import adapted
 from ditf_probe.tasks.backbone_files import read_features
 from ditf_probe.tasks.models import loaded_part
 from ditf_probe.tasks.prompts import CATEGORY, encode_image_prompts, loading_options, prompts_for, read_captions
@@ -31,7 +32,8 @@ class DenseFeatures(nn.Module):
         backbone: Where the features come from; it stays frozen and in eval mode.
         settings: How they are made: blocks, timestep, size, prompt and so on. What concerns banks and stores is not
             used.
-        head: From block index to `(B, C, h, w)` to `(B, D, h, w)`; None is the one block itself.
+        head: From block index to `(B, C, h, w)` to `(B, D, h, w)`, with the adapters that it was trained with; None is
+            the one block itself.
 
     Attributes:
         extractor: Makes the features of all blocks; calibrate it (`extractor.calibrate`) where the settings discard
@@ -39,7 +41,8 @@ class DenseFeatures(nn.Module):
         settings: As given.
 
     Raises:
-        InputError: A setting that the backbone does not have, or several blocks without a head.
+        InputError: A setting that the backbone does not have, several blocks without a head, or adapters of another
+            backbone.
     """
 
     def __init__(self, backbone: Backbone, settings: BackboneFeatures, head: nn.Module | None = None) -> None:
@@ -50,6 +53,7 @@ class DenseFeatures(nn.Module):
         if settings.modulation == "adaln" and not backbone.has_adaln:
             raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
         self.settings = settings
+        backbone = adapted(backbone, head)
         options = settings.sized(backbone.common_stride(blocks)).extractor_options() | {"blocks": blocks}
         self.extractor = FeatureExtractor(backbone, **options)
         self.backbone, self.head = backbone, head

@@ -3,10 +3,10 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.losses.searching import End, SearchTerm, check_sigma, gaussian_targets
+from ditf_probe.losses.searching import End, GaussianTerm
 
 
-class CycleConsistency(SearchTerm):
+class CycleConsistency(GaussianTerm):
     """Cross-entropy between where a soft cycle returns to and a Gaussian around where it began.
 
     The soft nearest neighbour of a keypoint in the other image, the mean of that image's descriptors under the softmax
@@ -24,21 +24,11 @@ class CycleConsistency(SearchTerm):
         symmetric: Whether cycles begin in the target too.
     """
 
-    def __init__(
-        self,
-        sigma: float = 1.0,
-        temperature: float = 0.07,
-        learn_temperature: bool = True,
-        symmetric: bool = True,
-    ) -> None:
-        super().__init__(temperature, learn_temperature, symmetric)
-        check_sigma(sigma)
-        self.sigma = sigma
-        self.needs = type(self).needs  # the way back searches the source in either case
+    way_back = True
 
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`."""
         del seen
         neighbours = F.normalize(self.logits(near, far).softmax(dim=2) @ far.cells.mT, dim=2)
         back = neighbours @ near.cells / self.temperature
-        return -(gaussian_targets(near, self.sigma) * back.log_softmax(dim=2)).sum(dim=2)
+        return -(self.gaussians(near) * back.log_softmax(dim=2)).sum(dim=2)

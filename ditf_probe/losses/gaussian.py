@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ditf_probe.losses.searching import End, SearchTerm, check_sigma, gaussian_targets
+from ditf_probe.losses.searching import End, GaussianTerm
 
 
-class GaussianCrossEntropy(SearchTerm):
+class GaussianCrossEntropy(GaussianTerm):
     """Cross-entropy of the softmax over the searched map with a Gaussian around the partner as its target.
 
     Cells beside the partner are nearly right and are told so, where `DenseContrast` leaves them out. The least value is
@@ -23,18 +23,7 @@ class GaussianCrossEntropy(SearchTerm):
         symmetric: Whether keypoints of the target are searched in the source too.
     """
 
-    def __init__(
-        self,
-        sigma: float = 1.0,
-        temperature: float = 0.07,
-        learn_temperature: bool = True,
-        symmetric: bool = True,
-    ) -> None:
-        super().__init__(temperature, learn_temperature, symmetric)
-        check_sigma(sigma)
-        self.sigma = sigma
-
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`."""
         del seen
-        return -(gaussian_targets(far, self.sigma) * self.logits(near, far).log_softmax(dim=2)).sum(dim=2)
+        return -(self.gaussians(far) * self.logits(near, far).log_softmax(dim=2)).sum(dim=2)

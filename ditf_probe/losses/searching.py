@@ -66,12 +66,17 @@ class SearchTerm(Term):
         learn_temperature: As in `Term`.
         symmetric: Whether keypoints of the target are searched in the source too; else only those of the source in the
             target, as matching does, and maps of sources are not needed whole.
+
+    Attributes:
+        way_back: Whether the map where a keypoint is given is searched in either case.
     """
+
+    way_back: bool = False
 
     def __init__(self, temperature: float, learn_temperature: bool, symmetric: bool) -> None:
         super().__init__(temperature, learn_temperature)
         self.symmetric = symmetric
-        if not symmetric:
+        if not (symmetric or self.way_back):
             self.needs = self.needs - {"source_maps"}
 
     def compute(self, sources: list[Tensor], targets: list[Tensor], pairs: list[Pair], extras: Extras) -> Tensor:
@@ -102,6 +107,35 @@ class SearchTerm(Term):
         return near.descriptors @ far.cells / self.temperature
 
 
+class GaussianTerm(SearchTerm):
+    """A term whose target is a Gaussian around a keypoint.
+
+    Args:
+        sigma: Standard deviation of the Gaussian, in cells; at least 0.01, where it still has a maximum in floating
+            point.
+        temperature: As in `Term`.
+        learn_temperature: As in `Term`.
+        symmetric: As in `SearchTerm`.
+    """
+
+    def __init__(
+        self, sigma: float = 1.0, temperature: float = 0.07, learn_temperature: bool = True, symmetric: bool = True
+    ) -> None:
+        super().__init__(temperature, learn_temperature, symmetric)
+        check_positive("sigma", sigma, 0.01)
+        self.sigma = sigma
+
+    def gaussians(self, end: End) -> Tensor:
+        """Gaussians around the keypoints of a side, one distribution over the cells of its map each.
+
+        A small `sigma` leaves the cell that the keypoint lies in.
+
+        Returns:
+            `(B, K, h * w)`, non-negative with sum 1 over the cells.
+        """
+        return (-0.5 * (end.distances() / self.sigma).square()).softmax(dim=2)
+
+
 def together(
     sources: Sequence[Tensor], targets: Sequence[Tensor], pairs: Sequence[Pair]
 ) -> Iterator[tuple[End, End, Tensor]]:
@@ -121,21 +155,3 @@ def by_grids(*sides: Sequence[Tensor]) -> dict[tuple[torch.Size, ...], list[int]
     for number, maps in enumerate(zip(*sides, strict=True)):
         groups.setdefault(tuple(features.shape for features in maps), []).append(number)
     return groups
-
-
-def gaussian_targets(end: End, sigma: float) -> Tensor:
-    """Gaussians around the keypoints of a side, one distribution over the cells of its map each.
-
-    Args:
-        end: The side.
-        sigma: Standard deviation in cells, at least 0.01; a small one leaves the cell that the keypoint lies in.
-
-    Returns:
-        `(B, K, h * w)`, non-negative with sum 1 over the cells.
-    """
-    return (-0.5 * (end.distances() / sigma).square()).softmax(dim=2)
-
-
-def check_sigma(sigma: float) -> None:
-    """Raises InputError unless a Gaussian of this width, in cells, has a maximum in floating point."""
-    check_positive("sigma", sigma, 0.01)

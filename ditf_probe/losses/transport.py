@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
-from ditf_probe.losses.searching import End, SearchTerm, check_sigma, gaussian_targets
+from ditf_probe.losses.searching import End, GaussianTerm
 from ditf_probe.losses.terms import check_positive
 
 
-class OptimalTransport(SearchTerm):
+class OptimalTransport(GaussianTerm):
     """Cross-entropy of the entropic transport plan from keypoints to cells with a Gaussian around the partner.
 
     Each keypoint of an image sends a mass of 1, each cell takes a mass of `capacity`; what no keypoint fills comes from
@@ -41,12 +41,11 @@ class OptimalTransport(SearchTerm):
         learn_temperature: bool = True,
         symmetric: bool = True,
     ) -> None:
-        super().__init__(temperature, learn_temperature, symmetric)
+        super().__init__(sigma, temperature, learn_temperature, symmetric)
         check_positive("capacity", capacity)
         if iterations < 1:
             raise InputError("iterations", iterations, "give at least one iteration")
-        check_sigma(sigma)
-        self.capacity, self.iterations, self.sigma = capacity, iterations, sigma
+        self.capacity, self.iterations = capacity, iterations
 
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`.
@@ -55,7 +54,7 @@ class OptimalTransport(SearchTerm):
             InputError: An image has more keypoints than its partner's map has room for.
         """
         logs = self.plan(near, far, seen)
-        return -(gaussian_targets(far, self.sigma) * logs.masked_fill(~seen[..., None], 0.0)).sum(dim=2)
+        return -(self.gaussians(far) * logs.masked_fill(~seen[..., None], 0.0)).sum(dim=2)
 
     def plan(self, near: End, far: End, seen: Tensor) -> Tensor:
         """`(B, K, h * w)` logarithm of the mass from each keypoint to each cell; -inf in rows of padding."""

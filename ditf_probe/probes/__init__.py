@@ -20,6 +20,7 @@ from ditf_probe.probes.folder import (
 )
 from ditf_probe.probes.gate import ChannelGate, ClosedChannels
 from ditf_probe.probes.linear import LinearProbe
+from ditf_probe.probes.lora import LoraSettings, LoraWeights, attach, lora_of
 from ditf_probe.probes.low_rank import LowRankAdapter
 from ditf_probe.probes.timesteps import TimestepAggregation
 
@@ -30,16 +31,20 @@ __all__ = [
     "ClosedChannels",
     "LayerAggregation",
     "LinearProbe",
+    "LoraSettings",
+    "LoraWeights",
     "LowRankAdapter",
     "Probe",
     "ProbeCost",
     "ProbeFacts",
     "TimestepAggregation",
+    "attach",
     "check_features",
     "check_num_timesteps",
     "describe_probe",
     "load_probe",
     "load_weights",
+    "lora_of",
     "penalty_of",
     "probe_cost",
     "probe_latency",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ditf_probe.errors import InputError
 from ditf_probe.files import replacing, write_text
+from ditf_probe.probes.lora import LoraWeights, attach, lora_of
 
 WEIGHTS, FACTS, METADATA_KEY = "probe.safetensors", "probe.yaml", "ditf_probe"
 
@@ -49,6 +50,8 @@ class ProbeFacts:
         backbone: `Backbone.settings()` of the backbone it was trained on.
         training: How it was trained and how far, for the reader.
         calibration: What was found on calibration images, as in `features.kept_calibration`; None for nothing.
+        lora: Arguments of `LoraWeights`, where the head was trained with adapters inside the backbone; None where the
+            backbone was frozen.
     """
 
     class_path: str
@@ -57,6 +60,7 @@ class ProbeFacts:
     backbone: dict[str, Any]
     training: dict[str, Any]
     calibration: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
 
 
 def init_args(probe: nn.Module) -> dict[str, Any]:
@@ -88,8 +92,9 @@ def describe_probe(
 ) -> ProbeFacts:
     """The facts of a probe; see `ProbeFacts` for the arguments."""
     class_path = f"{type(probe).__module__}.{type(probe).__qualname__}"
-    found = None if calibration is None else dict(calibration)
-    return ProbeFacts(class_path, init_args(probe), dict(features), dict(backbone), dict(training), found)
+    found, lora = None if calibration is None else dict(calibration), lora_of(probe)
+    facts = dict(features), dict(backbone), dict(training), found, None if lora is None else lora.facts()
+    return ProbeFacts(class_path, init_args(probe), *facts)
 
 
 _BESIDE = "beside/"  # begins the names of tensors that are no weights; those of modules have no slash
@@ -133,7 +138,7 @@ def read_facts(folder: str | Path) -> ProbeFacts:
 
 
 def load_probe(folder: str | Path) -> tuple[nn.Module, ProbeFacts]:
-    """A trained probe, in eval mode on the CPU, and its facts.
+    """A trained probe, in eval mode on the CPU, with the adapters it was trained with, and its facts.
 
     Raises:
         InputError: Not a probe folder, or its class is gone or does not take its weights.
@@ -146,6 +151,8 @@ def load_probe(folder: str | Path) -> tuple[nn.Module, ProbeFacts]:
         raise InputError("probe", str(folder), f"its class {facts.class_path} cannot be built: {error}") from error
     if not isinstance(probe, nn.Module):
         raise InputError("probe", str(folder), f"its class {facts.class_path} is not a torch module")
+    if facts.lora is not None:
+        attach(probe, LoraWeights(**facts.lora))
     load_weights(probe, folder)
     return probe.eval(), facts
 

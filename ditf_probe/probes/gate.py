@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ditf_probe.errors import InputError
-from ditf_probe.probes.base import Probe, checked_rate
-from ditf_probe.probes.layers import joined, select_layers
+from ditf_probe.probes.base import checked_rate
+from ditf_probe.probes.blockwise import BlockwiseProbe
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ClosedChannels:
         return sorted(set(self.closed) & set(self.massive))
 
 
-class ChannelGate(Probe):
+class ChannelGate(BlockwiseProbe):
     """Scales every channel of a block by one learned number, which starts at 1.
 
     Channel discard sets the scale of the massive channels to 0 and leaves the others; here the pairs decide. Maps of
@@ -64,24 +64,11 @@ class ChannelGate(Probe):
         if not 0 < threshold < 1:
             raise InputError("threshold", threshold, "give a part of the root mean square, above 0 and below 1")
         self.l1, self.threshold, self.rate = l1, threshold, checked_rate(rate)
-        self.starts_at_zero_shot = len(self.blocks) == 1
         self.weights = nn.ParameterDict({str(block): torch.zeros(channels) for block in self.blocks})
 
-    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
-        """Descriptors from features.
-
-        Args:
-            features: Block index to `(B, C, h, w)`; further blocks are ignored.
-
-        Returns:
-            `(B, C, h, w)` of one block, not normalised; `(B, n C, h, w)` of n.
-
-        Raises:
-            InputError: A block is missing or has another width.
-        """
-        layers = select_layers(features, self.blocks, self.channels)
-        scales = (self.scale(block)[:, None, None] for block in self.blocks)
-        return joined([layer * scale for layer, scale in zip(layers, scales, strict=True)])
+    def adapted(self, block: int, layer: Tensor) -> Tensor:
+        """As in `BlockwiseProbe`."""
+        return layer * self.scale(block)[:, None, None]
 
     def scale(self, block: int) -> Tensor:
         """The scales of the channels of one block, `(C,)`."""

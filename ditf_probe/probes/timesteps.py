@@ -1,6 +1,6 @@
 """What several timesteps add to their mean."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.probes.base import Probe, checked_count
-from ditf_probe.probes.layers import joined, layer_norm, select_layers, spread, zero_projection
+from ditf_probe.probes.base import checked_count
+from ditf_probe.probes.blockwise import BlockwiseProbe
+from ditf_probe.probes.layers import layer_norm, spread, zero_projection
 
 TimestepMode = Literal["convolution", "attention", "softmax"]
 
 
-class TimestepAggregation(Probe):
+class TimestepAggregation(BlockwiseProbe):
     """Adds to the mean over timesteps what a small network makes of their course, token by token.
 
     "convolution" and "attention" know the order of the timesteps: the first convolves along them and weights each of
@@ -39,6 +40,7 @@ class TimestepAggregation(Probe):
 
     per_timestep = True
     pointwise = True
+    num_timesteps: int
 
     def __init__(
         self,
@@ -56,24 +58,12 @@ class TimestepAggregation(Probe):
         self.num_timesteps = checked_count("num_timesteps", num_timesteps)
         self.mode = mode
         self.width, self.kernel_size = checked_count("width", width), kernel_size
-        self.starts_at_zero_shot = len(self.blocks) == 1
         self.residuals = nn.ModuleDict({str(block): self._residual() for block in self.blocks})
 
-    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
-        """Descriptors from features.
-
-        Args:
-            features: Block index to `(B, T, C, h, w)`; further blocks are ignored.
-
-        Returns:
-            `(B, C, h, w)` of one block, not normalised; `(B, n C, h, w)` of n.
-
-        Raises:
-            InputError: A block is missing, or has another width or number of timesteps.
-        """
-        layers = select_layers(features, self.blocks, self.channels, self.num_timesteps)
-        residuals = (self.residuals[str(block)] for block in self.blocks)
-        return joined([layer.mean(1) + residual(layer) for layer, residual in zip(layers, residuals, strict=True)])
+    def adapted(self, block: int, layer: Tensor) -> Tensor:
+        """As in `BlockwiseProbe`, of `(B, T, C, h, w)`."""
+        change: Tensor = self.residuals[str(block)](layer)
+        return layer.mean(1) + change
 
     def timestep_weights(self) -> dict[int, list[float]]:
         """Block index to the weight of each timestep, in the order of the features; they sum to 1.

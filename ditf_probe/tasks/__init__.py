@@ -1,26 +1,17 @@
 """Lightning modules: what is trained or evaluated, one per job. Names load on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ditf_probe.lazy import lazy
 
 if TYPE_CHECKING:
-    from ditf_probe.tasks.ablation import AblationTask
-    from ditf_probe.tasks.correspondence import CorrespondenceTask
-    from ditf_probe.tasks.extraction import ExtractionTask
-    from ditf_probe.tasks.planar import HomographyTask
-    from ditf_probe.tasks.probe import ProbeTask
-    from ditf_probe.tasks.propagation import PropagationTask
-    from ditf_probe.tasks.segmentation import SegmentationTask
-
-__all__ = [
-    "AblationTask",
-    "CorrespondenceTask",
-    "ExtractionTask",
-    "HomographyTask",
-    "ProbeTask",
-    "PropagationTask",
-    "SegmentationTask",
-]
+    from ditf_probe.tasks.ablation import AblationTask as AblationTask
+    from ditf_probe.tasks.correspondence import CorrespondenceTask as CorrespondenceTask
+    from ditf_probe.tasks.extraction import ExtractionTask as ExtractionTask
+    from ditf_probe.tasks.planar import HomographyTask as HomographyTask
+    from ditf_probe.tasks.probe import ProbeTask as ProbeTask
+    from ditf_probe.tasks.propagation import PropagationTask as PropagationTask
+    from ditf_probe.tasks.segmentation import SegmentationTask as SegmentationTask
 
 _MODULES = {
     "AblationTask": "ablation",
@@ -32,12 +23,5 @@ _MODULES = {
     "SegmentationTask": "segmentation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__all__ = [*_MODULES]
+__getattr__, __dir__ = lazy(__name__, _MODULES)

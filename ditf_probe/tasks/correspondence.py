@@ -25,7 +25,7 @@ from ditf_probe.tasks.matchers import Matcher, match_all
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
 from ditf_probe.tasks.prompts import encode_prompts
-from ditf_probe.tasks.records import DatasetResult, RunResult, pair_facts
+from ditf_probe.tasks.records import DatasetResult, RunResult, frozen_words, pair_facts
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, check_fusions, check_names, chosen_rows, probe_names
 from ditf_probe.tasks.scores import Scores
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
@@ -265,13 +265,11 @@ class CorrespondenceTask(L.LightningModule):
         hyperparameters = asdict(self.features) | {
             "others": {name: asdict(features) for name, features in self.others.items()},
             "fusions": {name: asdict(fusion) for name, fusion in self.fusions.items()},
+            "backbones": frozen_words({matcher.row.name: matcher.backbone for matcher in self.matchers}),
         }
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters, chosen)
-            else:
-                logger.log_hyperparams(hyperparameters)
+            logger.log_hyperparams(hyperparameters, *([chosen] if isinstance(logger, TensorBoardLogger) else []))
 
 
 def own_images(loader: DataLoader[Any]) -> list[str]:

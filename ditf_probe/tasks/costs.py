@@ -20,7 +20,7 @@ def row_results(
         size: (height, width) of an image of the data set, for which costs are counted.
     """
     return [
-        RowResult(x.row.name, x.row.kind, found[x.row.name], x.parameters, x.note(), row_cost(x, size))
+        RowResult(x.row.name, x.row.kind, found[x.row.name], x.parameters, x.note(), row_cost(x, size), x.backbone)
         for x in matchers
     ]
 

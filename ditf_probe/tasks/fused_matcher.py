@@ -10,6 +10,7 @@ from ditf_probe.data.pairs import Pair
 from ditf_probe.features.fusion import fuse, joint_pca
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.tasks.matchers import MapMatcher
+from ditf_probe.tasks.records import FROZEN, NO_BACKBONE
 from ditf_probe.tasks.rows import Fusion
 from ditf_probe.tasks.streams import Stream
 
@@ -40,6 +41,13 @@ class FusedMatcher(MapMatcher):
     def parameters(self) -> int:
         """Those of all parts."""
         return sum(part.parameters for part in self.parts)
+
+    @property
+    def backbone(self) -> str:
+        """What is trained in the backbone of any part."""
+        words = dict.fromkeys(part.backbone for part in self.parts)
+        trained = [word for word in words if word not in (FROZEN, NO_BACKBONE)]
+        return ", ".join(trained) or (FROZEN if FROZEN in words else NO_BACKBONE)
 
     def note(self) -> tuple[str, ...]:
         """Which parts are reduced, and to how many channels at most: pairs of few tokens have no more."""

@@ -1,14 +1,17 @@
 """The heads of a training: which there are, over which blocks, from which seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from ditf_probe.backbones.base import Backbone
 from ditf_probe.errors import InputError
-from ditf_probe.probes import check_num_timesteps, load_weights
+from ditf_probe.probes import LoraSettings, check_num_timesteps, load_weights
+from ditf_probe.tasks.adapted import adapt
 from ditf_probe.tasks.rows import ROWS, SEED
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -26,6 +29,7 @@ class HeadPlan:
         init_from: Name to the folder of a trained head to start from.
         seeds: Seeds of the initial weights, a copy of each head per seed, called `<name>/seed<seed>`. None is one
             copy that bears the name alone and takes what the random generator of the process gives.
+        lora: Adapters inside the backbone that each copy is given; None for none.
 
     Raises:
         InputError: No head, a name that no row could have, an argument about heads that are not there, or seeds that
@@ -36,6 +40,7 @@ class HeadPlan:
     blocks: Mapping[str, list[int]] = field(default_factory=dict)
     init_from: Mapping[str, str] = field(default_factory=dict)
     seeds: Sequence[int] | None = None
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.factories:
@@ -57,28 +62,38 @@ class HeadPlan:
             return {name: name for name in self.factories}
         return {f"{name}/{SEED}{seed}": name for name in self.factories for seed in self.seeds}
 
-    def build(self, copy: str, channels: int, features: BackboneFeatures) -> nn.Module:
+    def build(self, copy: str, backbone: Backbone, features: BackboneFeatures) -> nn.Module:
         """A copy of a head, at the start of its training.
 
         Args:
             copy: One of `copies`.
-            channels: Width of the features.
+            backbone: The frozen backbone.
             features: What it is trained on; its blocks are those of the head.
 
         Raises:
-            InputError: The head is for another number of timesteps, or the weights to start from do not fit.
+            InputError: The head is for another number of timesteps, the weights to start from do not fit, or the
+                backbone takes no such adapters.
         """
         name, blocks = self.copies[copy], list(features.blocks)
-        if self.seeds is None:
-            head = self.factories[name](channels, blocks)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(copy.rpartition(SEED)[2]))
-                head = self.factories[name](channels, blocks)
+        with self.seeded(copy):
+            head = self.factories[name](backbone.common_channels(blocks), blocks)
         check_num_timesteps("probes", name, getattr(head, "num_timesteps", None), features.timestep)
         if name in self.init_from:
             load_weights(head, self.init_from[name], asdict(features))
+        if self.lora is not None:
+            with self.seeded(copy):
+                adapt(head, backbone, self.lora, features)
         return head
+
+    @contextmanager
+    def seeded(self, copy: str) -> Iterator[None]:
+        """Has the body draw initial weights of a copy from its seed."""
+        if self.seeds is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(copy.rpartition(SEED)[2]))
+            yield
 
     def facts(self, copy: str) -> dict[str, Any]:
         """How a copy started, as plain JSON values."""

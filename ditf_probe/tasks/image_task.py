@@ -18,6 +18,7 @@ from ditf_probe.tasks.measured import MeasuredRun
 from ditf_probe.tasks.models import Models
 from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested
 from ditf_probe.tasks.prompts import encode_image_prompts
+from ditf_probe.tasks.records import frozen_words
 from ditf_probe.tasks.rows import check_names, chosen_rows, probe_names
 from ditf_probe.tasks.settings import BackboneFeatures, dataset_settings, versions
 
@@ -155,9 +156,10 @@ class ImageTask(L.LightningModule):
         """Keeps the result and shows its scores to every logger, as `<data set>/<metric>/<row>`."""
         self._result = result
         values = dict(_scalars(result))
+        backbones = frozen_words({row.name: row.backbone for dataset in result.datasets for row in dataset.rows})
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
-            logger.log_hyperparams(asdict(self.features))
+            logger.log_hyperparams(asdict(self.features) | {"backbones": backbones})
 
 
 def scaled_features(features: BackboneFeatures, scale: float) -> BackboneFeatures:

@@ -13,10 +13,11 @@ from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.channels import MASSIVE
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
-from ditf_probe.probes import Probe, takes_timesteps
+from ditf_probe.probes import Probe, lora_of, takes_timesteps
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
+from ditf_probe.tasks.records import FROZEN, NO_BACKBONE
 from ditf_probe.tasks.rows import Row
 from ditf_probe.tasks.streams import Stream
 
@@ -45,6 +46,11 @@ class Matcher(ABC):
     def parameters(self) -> int:
         """Number of trained parameters."""
         return 0
+
+    @property
+    def backbone(self) -> str:
+        """What of its backbone is trained, as in `RowResult`."""
+        return NO_BACKBONE
 
     def note(self) -> tuple[str, ...]:
         """Remarks for the table."""
@@ -194,8 +200,14 @@ class FeatureMatcher(MapMatcher):
 
     @property
     def parameters(self) -> int:
-        """Those of the probe."""
+        """Those of the probe, with its adapters in the backbone."""
         return 0 if self.probe is None else sum(parameter.numel() for parameter in self.probe.parameters())
+
+    @property
+    def backbone(self) -> str:
+        """As in `Matcher`."""
+        lora = lora_of(self.probe)
+        return lora.words if lora else NO_BACKBONE if self.row.source == "rgb" else FROZEN
 
     def note(self) -> tuple[str, ...]:
         """How many channels a discarding row found, and what a probe has to say of itself."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditf_probe.metrics.intervals import resample_counts
-from ditf_probe.tasks.records import Kind
+from ditf_probe.tasks.records import FROZEN, Kind
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ class MeasuredRow:
             with fewer than two units.
         parameters: Number of trained parameters.
         notes: Remarks for the table.
+        backbone: As in `RowResult`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class MeasuredRow:
     resampled: Mapping[str, Floats] = field(default_factory=dict, repr=False)
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    backbone: str = FROZEN
 
 
 @dataclass(frozen=True, eq=False)

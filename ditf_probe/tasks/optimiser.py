@@ -76,12 +76,12 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 (self._muon if group["muon"] else self._adamw)(parameters, group)
         return loss
 
-    def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = gradients_of(parameters)
         for parameter in parameters:
             if not self.state[parameter]:
@@ -98,7 +98,7 @@ class MuonAdamW(Optimizer):
             orthogonal = orthogonalise(torch.stack([update for _, update in members]))
             torch._foreach_sub_([parameter for parameter, _ in members], list(orthogonal.mul_(length)))
 
-    def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         first_decay, second_decay = group["betas"]
         gradients = gradients_of(parameters)
         for parameter in parameters:
@@ -120,7 +120,7 @@ class MuonAdamW(Optimizer):
         torch._foreach_addcdiv_(parameters, firsts, sizes, lengths)
 
 
-def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
     """The gradients of parameters that all have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 

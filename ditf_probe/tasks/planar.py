@@ -19,6 +19,7 @@ from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.image_task import ImageTask
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRun
 from ditf_probe.tasks.planar_scores import PlanarRow, PlanarScores, curve_points, curves_csv
+from ditf_probe.tasks.records import NO_BACKBONE
 from ditf_probe.tasks.settings import BackboneFeatures
 
 SIFT_ROW = "sift"
@@ -170,12 +171,12 @@ class HomographyTask(ImageTask):
 
     def _table_rows(self) -> list[PlanarRow]:
         found = [
-            PlanarRow(name, matcher.row.kind, matcher.parameters, matcher.note())
+            PlanarRow(name, matcher.row.kind, matcher.parameters, matcher.note(), matcher.backbone)
             for name, matcher in self.image_rows.matchers.items()
         ]
-        found += [PlanarRow(row.name, "control") for row in self.rows if row.source == "position"]
+        found += [PlanarRow(row.name, "control", backbone=NO_BACKBONE) for row in self.rows if row.source == "position"]
         if self.sift is not None:
-            found.append(PlanarRow(SIFT_ROW, "control", notes=("own keypoints",)))
+            found.append(PlanarRow(SIFT_ROW, "control", notes=("own keypoints",), backbone=NO_BACKBONE))
         return found
 
     def _match(

@@ -22,7 +22,7 @@ from ditf_probe.metrics.planar import (
 )
 from ditf_probe.metrics.states import Floats
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow
-from ditf_probe.tasks.records import Kind
+from ditf_probe.tasks.records import FROZEN, Kind
 
 PRIMARY = "acc@3"
 SHOWN = (1.0, 3.0, 5.0, 10.0)
@@ -37,6 +37,7 @@ class PlanarRow:
     kind: Kind
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    backbone: str = FROZEN
 
 
 class PlanarScores:
@@ -106,7 +107,8 @@ class PlanarScores:
         resampled = resampled_scores(self._units(columns), counts, shares)
         drawn = {} if resampled is None else dict(zip(values, resampled.T, strict=True))
         number = float(columns["num_matches"].mean()) if len(counts) else float("nan")
-        return MeasuredRow(row.name, row.kind, values | {"matches": number}, drawn, row.parameters, row.notes)
+        facts = row.parameters, row.notes, row.backbone
+        return MeasuredRow(row.name, row.kind, values | {"matches": number}, drawn, *facts)
 
     def _units(self, columns: Mapping[str, Floats]) -> list[str]:
         """The sequence of each pair."""

@@ -12,7 +12,8 @@ from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.matching import MatchingRule
 from ditf_probe.matching.rules import DEFAULT_RULE
-from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, check_num_timesteps, load_probe, read_facts
+from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, check_num_timesteps, load_probe, lora_of, read_facts
+from ditf_probe.tasks.adapted import adapted_stream
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.fused_matcher import FusedMatcher
 from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
@@ -147,7 +148,8 @@ def plan(
     _check_adaln(backbone, rows)
     blocks = {name: _check_other(name, models, settings) for name, settings in others.items()}
     own = [row.asked_of(features) for row in rows if row.condition is not None]
-    streams = shared_streams(models, [features, *own, *(probe.features for probe in probes), *others.values()])
+    frozen = [probe.features for probe in probes if lora_of(probe.module) is None]
+    streams = shared_streams(models, [features, *own, *frozen, *others.values()])
 
     def given(row: Row) -> Matcher:
         if row.source == "position":
@@ -168,7 +170,11 @@ def plan(
     def learnt(probe: HeldProbe) -> Matcher:
         chosen = check_blocks(probe.features.blocks, backbone.num_blocks)
         module = probe.module.to(backbone.device)
-        return FeatureMatcher(probe.row, rule, streams[pass_of(probe.features)], chosen, module)
+        adapted = lora_of(module) is not None
+        stream = (
+            adapted_stream(backbone, module, probe.features, chosen) if adapted else streams[pass_of(probe.features)]
+        )
+        return FeatureMatcher(probe.row, rule, stream, chosen, module)
 
     first_control = next((i for i, row in enumerate(rows) if row.kind == "control"), len(rows))
     zero_shot = [*map(given, rows[:first_control]), *(other(name, settings) for name, settings in others.items())]

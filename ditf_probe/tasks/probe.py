@@ -17,8 +17,9 @@ from ditf_probe.losses import Extras, Objective
 from ditf_probe.matching import Rounding
 from ditf_probe.metrics.intervals import Statistic
 from ditf_probe.metrics.pck import ALPHAS, alpha_key
-from ditf_probe.probes import describe_probe, penalty_of, save_probe
+from ditf_probe.probes import LoraSettings, describe_probe, penalty_of, save_probe
 from ditf_probe.protocols import Protocol
+from ditf_probe.tasks.adapted_data import AdaptedData
 from ditf_probe.tasks.correspondence import CorrespondenceTask
 from ditf_probe.tasks.descriptors import Ends
 from ditf_probe.tasks.heads import HeadFactory, HeadPlan
@@ -41,7 +42,7 @@ class ProbeTask(CorrespondenceTask):
 
     All probes see the same batches; their parameters are disjoint, so that each learns as if alone. The best weights
     of each by validation PCK are kept in `<run_dir>/probes/<name>/`. The backbone runs once per image, before
-    the first step; it has no gradients and is in no checkpoint. See `docs/training.md`.
+    the first step; it has no gradients and is in no checkpoint, but for `lora`. See `docs/training.md`.
 
     Args:
         features: The backbone and its features; `blocks` is the one block of the zero-shot rows.
@@ -61,6 +62,7 @@ class ProbeTask(CorrespondenceTask):
             place of the last weights; lower in the beginning. 0 averages nothing.
         crop: Least share of the height and width of a feature map that random crops keep; 1 crops nothing.
         batches_ahead: Batches that are read while one is worked on.
+        lora: Adapters that each probe trains inside the last tapped blocks; None leaves them frozen. `docs/heads.md`.
         rows: As in `CorrespondenceTask`.
         probe_folders: As in `CorrespondenceTask`.
         alphas: As in `CorrespondenceTask`.
@@ -94,6 +96,7 @@ class ProbeTask(CorrespondenceTask):
         ema_decay: float = 0.0,
         crop: float = 1.0,
         batches_ahead: int = 2,
+        lora: LoraSettings | None = None,
         rows: Sequence[str] = ROW_NAMES,
         probe_folders: Sequence[str] = (),
         alphas: Sequence[float] = ALPHAS,
@@ -109,13 +112,13 @@ class ProbeTask(CorrespondenceTask):
         compared = rows, probe_folders, alphas, strict, statistics, rounding, run_dir
         super().__init__(features, *compared, others, backbone_files, fusions, protocol)
         self.optimisation = Optimisation(learning_rate, weight_decay, warmup_steps, ema_decay)
-        self.plan = HeadPlan(dict(probes), dict(probe_blocks or {}), dict(init_from or {}), seeds)
+        self.plan = HeadPlan(dict(probes), dict(probe_blocks or {}), dict(init_from or {}), seeds, lora)
         asked = losses, loss_weights, temperature, margin
         self.losses = nn.ModuleDict({name: objective(*asked) for name in self.plan.copies})
         self.probes = nn.ModuleDict()
         self.averages: AveragedModel | None = None
         self.best: dict[str, float] = {}
-        self._data = TrainingData(self.features, crop, batches_ahead)
+        self._data = (TrainingData if lora is None else AdaptedData)(self.features, crop, batches_ahead)
         self._rng: dict[str, Any] = {}
 
     def requests(self) -> list[BackboneFeatures]:
@@ -133,9 +136,7 @@ class ProbeTask(CorrespondenceTask):
         if self.probes or self.trainer.state.fn != "fit":
             return
         for copy in self.plan.copies:
-            blocks = self._blocks(copy)
-            features = replace(self.features, blocks=blocks)
-            self.probes[copy] = self.plan.build(copy, self.backbone.common_channels(blocks), features)
+            self.probes[copy] = self.plan.build(copy, self.backbone, replace(self.features, blocks=self._blocks(copy)))
         if self.optimisation.ema_decay:
             self.averages = averaged(self.probes, self.optimisation.ema_decay)
 
@@ -185,11 +186,7 @@ class ProbeTask(CorrespondenceTask):
                 "subcommand", "validate", "validation is part of fit; use test with --probe for trained probes"
             )
         self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
-        rule, stream = self.evaluation.rule, self._data.stream
-        self.matchers = [
-            FeatureMatcher(Row.of(name, "probe", self.features), rule, stream, self._blocks(name), probe)
-            for name, probe in self._kept().items()
-        ]
+        self.matchers = [self._matcher(name, probe) for name, probe in self._kept().items()]
 
     def validation_step(self, batch: list[Pair], batch_idx: int) -> None:
         """Matches a batch of pairs with every probe, in float32 as a later test does, whatever it is trained in."""
@@ -235,6 +232,10 @@ class ProbeTask(CorrespondenceTask):
     def _blocks(self, copy: str) -> list[int]:
         chosen = self.plan.blocks.get(self.plan.copies[copy], self.features.blocks)
         return check_blocks(chosen, self.backbone.num_blocks)
+
+    def _matcher(self, name: str, probe: nn.Module) -> FeatureMatcher:
+        row, blocks = Row.of(name, "probe", self.features), self._blocks(name)
+        return FeatureMatcher(row, self.evaluation.rule, self._data.validated(probe, blocks), blocks, probe)
 
     def _objective(self, name: str) -> Objective:
         found = self.losses[name]

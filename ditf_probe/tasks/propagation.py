@@ -17,6 +17,7 @@ from ditf_probe.matching.memory import LabelMemory, Propagation
 from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.image_task import ImageTask
 from ditf_probe.tasks.measured import MeasuredDataset, MeasuredRow, MeasuredRun
+from ditf_probe.tasks.records import NO_BACKBONE
 from ditf_probe.tasks.rows import Row
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.video_scores import PRIMARY, VideoScores, row_of_objects
@@ -165,8 +166,10 @@ class PropagationTask(ImageTask):
     def _measured(self, row: Row, objects: Any) -> MeasuredRow:
         matcher = self.image_rows.matchers.get(row.name)
         if matcher is None:
-            return row_of_objects(row.name, row.kind, objects, notes=("copy of the first mask",))
-        return row_of_objects(row.name, row.kind, objects, parameters=matcher.parameters, notes=matcher.note())
+            remarks = ("copy of the first mask",)
+            return row_of_objects(row.name, row.kind, objects, notes=remarks, backbone=NO_BACKBONE)
+        notes, parameters, backbone = matcher.note(), matcher.parameters, matcher.backbone
+        return row_of_objects(row.name, row.kind, objects, parameters=parameters, notes=notes, backbone=backbone)
 
 
 def video_settings(dataset: VideoDataset) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.metrics.subsets import geometry_aware
 
 Kind = Literal["zero-shot", "probe", "control"]
+FROZEN, NO_BACKBONE = "frozen", "none"
+"""What a row says of its backbone where nothing in it was trained, and where there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class RowResult:
         parameters: Number of trained parameters.
         notes: Remarks for the table.
         cost: What its heads cost; None for a row without.
+        backbone: "frozen", "none", or in words what was trained inside the backbone.
     """
 
     name: str
@@ -71,6 +74,7 @@ class RowResult:
     parameters: int = 0
     notes: tuple[str, ...] = ()
     cost: RowCost | None = None
+    backbone: str = FROZEN
 
 
 @dataclass(frozen=True)
@@ -123,3 +127,13 @@ def pair_facts(dataset: PairDataset, indices: Sequence[int]) -> dict[int, PairFa
             {name: level for name, level in pair.attributes.items() if level},
         )
     return facts
+
+
+def frozen_words(backbones: Mapping[str, str]) -> str:
+    """Which rows have a frozen backbone, in words.
+
+    Args:
+        backbones: Name of each row to its `backbone`, as in `RowResult`.
+    """
+    trained = [f"{row} ({words})" for row, words in backbones.items() if words not in (FROZEN, NO_BACKBONE)]
+    return "backbones of all rows are frozen" + (f" but for {', '.join(trained)}" if trained else "")

@@ -42,6 +42,8 @@ class TrainingBatch:
         sources: Which of `views` the source of each pair is; empty where no head needs maps of sources.
         targets: Which of `views` the target of each pair is.
         cells: The cells around the keypoints of the sources, where a head needs these alone.
+        images: Image id to prepared image `(3, H, W)`, where the step itself runs the backbone and the groups are empty
+            until then; see `tasks.adapted_data`.
     """
 
     pairs: list[Pair]
@@ -50,6 +52,7 @@ class TrainingBatch:
     sources: list[int]
     targets: list[int]
     cells: SourceCells | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same with its tensors on a device; from pinned memory without waiting."""
@@ -59,7 +62,8 @@ class TrainingBatch:
 
         groups = [replace(group, tapped=moved(group.tapped)) for group in self.groups]
         cells = None if self.cells is None else replace(self.cells, tapped=moved(self.cells.tapped))
-        return replace(self, groups=groups, cells=cells)
+        images = {name: image.to(device, non_blocking=True) for name, image in self.images.items()}
+        return replace(self, groups=groups, cells=cells, images=images)
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,14 @@ class BatchReader:
         for images in members.values():
             searched, chosen = images[0] in targets, [views[i] for i in images]
             blocks = self.blocks if searched else self.source_blocks
-            groups.append(ImageGroup(images, searched, {block: self._maps(chosen, block) for block in blocks}))
+            groups.append(ImageGroup(images, searched, self._tapped(chosen, blocks)))
         return groups
 
+    def _tapped(self, views: Sequence[View], blocks: Sequence[int]) -> dict[int, TappedBlock]:
+        return {block: self._maps(views, block) for block in blocks}
+
     def _maps(self, views: Sequence[View], block: int) -> TappedBlock:
-        parts = []
-        for view in views:
-            part = self.stream.bank.entry(view.side.image_id, block)
-            if view.window is not None:
-                tokens = view.tokens(part.grid)
-                part = _selected(part, tokens.flatten(), (tokens.shape[0], tokens.shape[1]))
-            parts.append(part)
+        parts = [shown(self.stream.bank.entry(view.side.image_id, block), view) for view in views]
         return TappedBlock.join(parts, self._joined)
 
     def _cells(self, views: Sequence[View], pairs: Sequence[Pair]) -> SourceCells:
@@ -167,6 +168,14 @@ class BatchReader:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         shape = (sum(map(len, parts)), *parts[0].shape[1:])
         return torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=True))
+
+
+def shown(block: TappedBlock, view: View) -> TappedBlock:
+    """What a view shows of one image."""
+    if view.window is None:
+        return block
+    tokens = view.tokens(block.grid)
+    return _selected(block, tokens.flatten().to(block.hidden_states.device), (tokens.shape[0], tokens.shape[1]))
 
 
 def _selected(block: TappedBlock, tokens: Tensor, grid: Size) -> TappedBlock:

@@ -1,6 +1,6 @@
 """The images of a training: computed once each, read ahead, made into descriptors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,7 +11,7 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.datamodule import PairDataModule, PairLoader
 from ditf_probe.data.loading_ahead import LoadedAhead
-from ditf_probe.data.pairs import Pair
+from ditf_probe.data.pairs import Pair, PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.tasks.descriptors import Describer, Ends, cells_suffice
 from ditf_probe.tasks.models import make_stream
@@ -92,9 +92,8 @@ class TrainingData:
         by_cells = {name for name in heads if cells_suffice(heads[name], losses[name], self.features)}
         mapped = {block for name in heads.keys() - by_cells for block in blocks[name]}
         celled = {block for name in by_cells for block in blocks[name]}
-        if any("zero_shot" in getattr(loss, "needs", ()) for loss in losses.values()):
-            self._zero_shot = check_blocks(self.features.blocks, backbone.num_blocks)[0]
-            mapped.add(self._zero_shot)
+        self._zero_shot = self._zero_shot_block(backbone, losses)
+        mapped |= set() if self._zero_shot is None else {self._zero_shot}
         every = sorted(mapped | celled)
         stream = self._opened(make_stream(backbone, self.features, every))
         reading = (self.crop, self._served_pairs.seed, torch.device(backbone.device))
@@ -110,6 +109,11 @@ class TrainingData:
         """The descriptor maps of every head; see `Describer`."""
         assert self._describer is not None
         return self._describer(batch, heads)
+
+    def validated(self, head: nn.Module, blocks: Sequence[int]) -> Stream:
+        """The stream of a head, with the images of validation."""
+        del head, blocks
+        return self.stream
 
     def zero_shot(self, batch: TrainingBatch) -> Ends | None:
         """The features that losses look at beside the descriptors; None where none does."""
@@ -142,18 +146,32 @@ class TrainingData:
             "crop": self.crop,
         }
 
+    def _zero_shot_block(self, backbone: Backbone, losses: Mapping[str, nn.Module]) -> int | None:
+        """The block whose features any loss looks at beside the descriptors."""
+        asked = any("zero_shot" in getattr(loss, "needs", ()) for loss in losses.values())
+        return check_blocks(self.features.blocks, backbone.num_blocks)[0] if asked else None
+
     def _opened(self, stream: Stream) -> Stream:
         """The same stream with every image of training and validation."""
+        datasets = self._checked(stream)
+        if self.features.needs_calibration:
+            stream.calibrate(self._served_pairs.calibration)
+        for dataset in datasets:
+            stream.open(dataset)
+        return stream
+
+    def _checked(self, stream: Stream) -> tuple[PairDataset, PairDataset]:
+        """The pairs of training and validation.
+
+        Raises:
+            InputError: There are none, or maps would cover a letterbox.
+        """
         pairs, rule = self._served_pairs, stream.extractor.size_rule
         if rule.whole_canvas:
             raise InputError("resize", rule.resize, "train with pad or pad_end, whose padding can be cut off")
         if pairs.train is None or pairs.val is None:
             raise InputError("val", None, "give validation pairs, the best weights are chosen by them")
-        if self.features.needs_calibration:
-            stream.calibrate(pairs.calibration)
-        stream.open(pairs.train)
-        stream.open(pairs.val)
-        return stream
+        return pairs.train, pairs.val
 
     @property
     def _served_pairs(self) -> PairDataModule:

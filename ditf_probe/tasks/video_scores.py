@@ -10,7 +10,7 @@ from ditf_probe.data.videos import VideoSequence
 from ditf_probe.metrics.intervals import resample_counts
 from ditf_probe.metrics.segmentation import ObjectScores, VideoObjectSegmentation
 from ditf_probe.tasks.measured import MeasuredRow
-from ditf_probe.tasks.records import Kind
+from ditf_probe.tasks.records import FROZEN, Kind
 
 PRIMARY = "J&F"
 
@@ -42,6 +42,7 @@ def row_of_objects(
     *,
     parameters: int = 0,
     notes: tuple[str, ...] = (),
+    backbone: str = FROZEN,
     resamples: int = 2000,
     seed: int = 0,
 ) -> MeasuredRow:
@@ -53,6 +54,7 @@ def row_of_objects(
         scores: Of every object of every sequence.
         parameters: Number of trained parameters.
         notes: Remarks for the table.
+        backbone: As in `RowResult`.
         resamples: R, number of bootstrap resamples of the sequences.
         seed: Of the bootstrap; the same for all rows.
     """
@@ -66,4 +68,4 @@ def row_of_objects(
             # Objects of one sequence go right or wrong together, so sequences are drawn.
             sums = np.bincount(sequence, weights=per_object, minlength=len(names))
             resampled[metric] = (times @ sums) / (times @ counts)
-    return MeasuredRow(name, kind, values, resampled, parameters, notes)
+    return MeasuredRow(name, kind, values, resampled, parameters, notes, backbone)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +48,23 @@ def test_one_unit_has_no_interval() -> None:
 
 
 def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = report_measured(run(), tmp_path)
+    found = run()
+    (dataset,) = found.datasets
+    rows = [dataset.rows[0], replace(dataset.rows[1], backbone="LoRA rank 4 in block 3")]
+    comparison = report_measured(replace(found, datasets=[replace(dataset, rows=rows)]), tmp_path)
     assert json.loads((tmp_path / "comparison.json").read_text()) == comparison
     lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
     assert [(line["row"], line["metric"]) for line in lines] == [
         (row, metric) for row in ("adaln", "linear") for metric in ("J&F", "J")
     ]
     assert lines[2]["delta"] == "5.0"
+    assert [line["backbone"] for line in lines[1:3]] == ["frozen", "LoRA rank 4 in block 3"]
     console = Console(width=150, record=True)
     console.print(measured_table("davis", comparison["datasets"]["davis"]))
     text = console.export_text()
     assert "75 frames" in text
+    assert "backbones of all rows are frozen but for linear (LoRA rank 4 in block 3)" in " ".join(text.split())
+    assert str(measured_table("davis", summarise_measured(run())["datasets"]["davis"]).caption).endswith("are frozen")
     assert "+5.0" in text
     assert "1,234" in text
     assert "davis" in capsys.readouterr().out

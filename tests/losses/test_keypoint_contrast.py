@@ -155,3 +155,15 @@ def test_samples_as_the_matcher_does_on_any_grids() -> None:
     ]
     expected = [sample_descriptors(m, p, m.shape[1:]) for m, p in zip(ragged, places, strict=True)]
     torch.testing.assert_close(sample_batch(ragged, places), expected, atol=1e-5, rtol=0)
+
+
+def test_a_cell_at_the_margin_is_no_negative() -> None:
+    """The partner at the centre of cell (2, 1) and its four neighbours are alike; all else has a cosine of 0."""
+    centre = torch.tensor([[4.5, 2.5]])
+    side = Side("a", SIZE, centre, torch.tensor([True]), torch.tensor([0.0, 0.0, 11.0, 7.0]))
+    features = torch.zeros(2, 4, 6)
+    features[0] = 1.0
+    for x, y in ((2, 1), (1, 1), (3, 1), (2, 0), (2, 2)):
+        features[:, y, x] = torch.tensor([0.0, 1.0])
+    loss = KeypointContrast(0.02, margin=1.0)([features], [features], [Pair(0, "car", "0", side, side)])
+    assert float(loss.detach()) < 1e-3

@@ -181,3 +181,10 @@ def test_the_documentation_names_every_term() -> None:
         if isinstance(kind, type) and issubclass(kind, Term) and not inspect.isabstract(kind)
     }
     assert set(re.findall(r"^\| `(\w+)`", PAGE.read_text(), flags=re.MULTILINE)) == terms
+
+
+def test_a_learnt_temperature_stays_between_its_bounds() -> None:
+    term = losses.KeypointContrast()
+    for logarithm, expected in ((-9.0, 0.01), (math.log(0.3), 0.3), (2.0, 1.0)):
+        term.log_temperature.data.fill_(logarithm)
+        assert float(term.temperature.detach()) == pytest.approx(expected)

@@ -15,6 +15,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.losses import (
     CycleConsistency,
     DenseContrast,
+    End,
     GaussianCrossEntropy,
     KeypointContrast,
     OptimalTransport,
@@ -388,3 +389,13 @@ def test_regression_measures_what_the_matching_rule_finds(draw: Draw, kind: Any)
 def test_bad_arguments_are_named(kind: Callable[..., Term], arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(arguments))):
         kind(**arguments)
+
+
+def test_distances_on_large_maps_are_exact_to_a_thousandth_of_a_cell() -> None:
+    size = (60, 60)
+    points = 59 * torch.rand(30, 2, generator=torch.Generator().manual_seed(1))
+    side = Side("a", size, points, torch.ones(30, dtype=torch.bool), torch.tensor([0.0, 0.0, 59.0, 59.0]))
+    features = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    end = End.of([features], [(side, side.visible)])
+    expected = torch.cdist(points.double(), end.centres().double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(end.distances()[0].double(), expected, rtol=0, atol=1e-4)

@@ -100,3 +100,5 @@ def test_keypoints_compete_for_cells() -> None:
 def test_keypoints_must_fit() -> None:
     with pytest.raises(InputError, match=r"`capacity` is 0.5: give more, 2 keypoints must fit into 3 cells"):
         OptimalTransport(0.5)(*twins())
+    with pytest.raises(InputError, match="capacity"):
+        OptimalTransport(2 / 3)(*twins())  # leaves nothing for the rest of the image

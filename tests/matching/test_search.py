@@ -8,7 +8,7 @@ import torch
 from ditf_probe.errors import InputError
 from ditf_probe.matching import MatchingRule, PreparedMap, bounds, match_by_rule, match_prepared
 from ditf_probe.matching.bounds import MARGIN, Limits, fused, upper_bounds
-from ditf_probe.matching.cosines import cosines, dot_products, unit
+from ditf_probe.matching.cosines import CANCELLED, cosines, dot_products, unit
 from ditf_probe.matching.search import SearchedMap, best_pixels
 
 
@@ -91,11 +91,49 @@ def test_descriptors_that_are_opposite_to_everything():
     assert torch.equal(pixel, first)
 
 
+def test_what_grows_out_of_a_sum_that_cancels_is_looked_at():
+    """Half-way between opposite cells the length counts as zero, and what lies a little below is of no known angle."""
+    first, second, rest = torch.eye(3, dtype=torch.float64)
+    nothing = 0.5 * CANCELLED**0.5
+    top = torch.stack([first, 2 * nothing * rest - first, *[second] * 10])
+    bottom = torch.stack([*[second] * 11, second + 1.5e-4 * rest])
+    size = (4000, 18)
+    pixel, found = check(rest[None], torch.stack([top, bottom]).permute(2, 0, 1), size)
+    assert torch.equal(pixel, found)
+    assert pixel % size[1] == 1
+
+
+def test_between_opposite_rows_anything_may_be():
+    """Half-way between u and -u + e n stands n alone; float32 could not tell that from their cosines."""
+    first, second = torch.eye(2, dtype=torch.float64)
+    top = torch.stack([*[first] * 11, first + 0.6 * second])
+    bottom = torch.stack([1e-4 * second - first, *[first] * 10, first + 0.6 * second])
+    pixel, found = check(second[None], torch.stack([top, bottom]).permute(2, 0, 1), (31, 12))
+    assert pixel.tolist() == found.tolist() == [15 * 12]
+
+
+def test_maps_that_nearly_tie_are_looked_at_in_bands_of_rows(monkeypatch):
+    monkeypatch.setattr("ditf_probe.matching.cosines.ROW_PIECE", 1)
+    for size in ((45, 31), (31, 45)):
+        features = noise(8, 5, 6) * 1e-6 + noise(8, 1, 1, seed=1)
+        pixel, _ = check(directions(7, 8), features, size)
+        assert (pixel >= size[1]).any(), "one of them is not in the first row"
+
+
+def test_bytes_are_those_of_what_is_kept():
+    searched = SearchedMap("features", noise(8, 4, 7), (30, 50))
+    kept = [*searched.gram, searched.squares, searched.inverse, *searched.limits]
+    assert searched.nbytes == sum(x.nbytes for x in kept)
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_bounds_hold_and_are_close(seed):
     """Between two grid rows no pixel is above its bound; with many pixels the best comes near it."""
     grid, size = (4, 5), (160, 25)
     features, descriptors = noise(6, *grid, seed=seed), directions(3, 6, seed=seed + 1000)
+    if seed % 2:  # rows that are much alike, and what lies between two of them
+        features = noise(6, 1, 5, seed=seed) + 0.2 * features
+        descriptors = unit((features[:, :-1] + features[:, 1:]).flatten(1).T[:3].double())
     searched = SearchedMap("features", features, size)
     limits = Limits(*(x[None] for x in searched.limits))
     bounds = upper_bounds(dot_products(descriptors, features), searched.x, limits)

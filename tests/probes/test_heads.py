@@ -389,3 +389,18 @@ def test_a_fresh_gate_has_closed_nothing() -> None:
         "block 4: 0 of 6 channels closed, 0 of 0 massive",
         "block 1: 0 of 6 channels closed, 0 of 1 massive",
     )
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 50.0])
+def test_a_channel_is_closed_beside_the_others(scale: float) -> None:
+    gate = ChannelGate(4, [1], rate=1.0)
+    gate.weights["1"].data = scale * torch.tensor([1.0, -1.0, 0.05, 0.2]) - 1
+    assert gate.closed()[1].closed == [2]
+
+
+def test_initial_weights_have_the_scale_that_is_promised() -> None:
+    torch.manual_seed(0)
+    down = LowRankAdapter(256, [1], rank=64).down["1"].weight
+    assert float(down.detach().std()) == pytest.approx(256**-0.5, rel=0.05)
+    readout = TimestepAggregation(8, [1], 4).residuals["1"].readout
+    assert torch.equal(readout, torch.full_like(readout, 1 / 4))

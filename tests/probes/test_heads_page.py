@@ -1,13 +1,14 @@
 """The page on heads is in step with the code."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ditf_probe.probes
-from ditf_probe.probes import Probe
+from ditf_probe.probes import LoraSettings, Probe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "heads.md").read_text()
 
@@ -32,12 +33,16 @@ def test_the_table_names_every_head_and_what_it_says_of_itself() -> None:
 
 
 def test_the_configuration_names_classes_that_are_there() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    arguments = yaml.safe_load(text)["model"]["init_args"]
-    for given in arguments["probes"].values():
-        head = getattr(ditf_probe.probes, given["class_path"].rpartition(".")[2])(16, [1, 2], **given["init_args"])
-        assert isinstance(head, Probe)
-    assert set(arguments["probe_blocks"]) <= set(arguments["probes"])
+    heads, adapted = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    for text in (heads, adapted):
+        arguments = yaml.safe_load(text)["model"]["init_args"]
+        for given in arguments["probes"].values():
+            kind = getattr(ditf_probe.probes, given["class_path"].rpartition(".")[2])
+            assert isinstance(kind(16, [1, 2], **given.get("init_args", {})), Probe)
+        assert set(arguments.get("probe_blocks", {})) <= set(arguments["probes"])
+    # The page shows the defaults.
+    found = LoraSettings(**arguments["lora"])
+    assert replace(found, targets=tuple(found.targets)) == LoraSettings()
 
 
 def _is_head(name: str) -> bool:

@@ -74,7 +74,9 @@ def test_each_seed_trains_a_copy_of_each_probe(
     starts = {}
     for attempt in range(2):
         torch.manual_seed(attempt)
-        built = {name: task.plan.build(name, 16, replace(features, blocks=[0, 1])).state_dict() for name in names}
+        built = {
+            name: task.plan.build(name, task.backbone, replace(features, blocks=[0, 1])).state_dict() for name in names
+        }
         starts[attempt] = built
         assert not torch.equal(*(built[f"mix/seed{seed}"]["projections.0.weight"] for seed in (4, 0)))
     for name in names:
