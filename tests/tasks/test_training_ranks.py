@@ -54,14 +54,14 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ranks_divide_the_pairs_and_share_the_weights(
-    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path
+    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: str
 ) -> None:
     pairs.balanced = True
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path), nprocs=2, start_method="spawn")
+    run(_process, args=(port, features, pairs, tmp_path), nprocs=2, start_method=fresh)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["weights"] == second["weights"]
     assert {name.split(".")[0] for name in first["weights"]} == {"probes", "losses", "averages"}
