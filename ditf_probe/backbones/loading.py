@@ -67,8 +67,8 @@ def load_backbone(
             of themselves. A folder that was saved quantised says so itself.
         offload: "none", or "model" or "group" for weights that rest in CPU memory, see `apply_offload`.
         loaded: "all"; or "none" for a backbone that says everything of itself, `settings` included, and computes
-            nothing; or "autoencoder" for one whose transformer alone is missing. Of files of `TinyDenoiser.save` and
-            of folders that are not quantised.
+            nothing; or "autoencoder" for one whose transformer alone is missing. Of files of `TinyDenoiser.save`, where
+            "none" is told from the file and need not build the model, and of folders that are not quantised.
         **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
             so on; those of timm models are in `load_timm`.
 
