@@ -16,7 +16,7 @@ quickstart: $(READY)
 	$(PYTHON) -m ditf_probe quickstart
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -1,7 +1,11 @@
 """What measurements share: clocks, memory, spread, turns, processes of their own, and the record of a run."""
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
+import mmap
 import os
 import platform
 import re
@@ -15,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -26,6 +30,7 @@ from ditf_probe.files import write_text
 
 ROOT = Path(__file__).parents[1]
 SMALL_PARENT = Path(__file__).with_name("small_parent.py")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -80,14 +85,43 @@ def memory(field: str) -> float:
 
 
 class PeakMemory:
-    """How far the resident set rises above what it is when this is made, in MB."""
+    """How far the resident set rises above what is in use when this is made, in MB.
+
+    What was freed before is returned to the system first: the allocator would give it out again, and the resident set
+    would not move. A peak that the kernel does not reset, as in some containers, is filled up to with ballast, so that
+    whatever comes on top of it shows. One measures at a time: the next one resets the peak.
+    """
+
+    ballast: ClassVar[mmap.mmap | None] = None
 
     def __init__(self) -> None:
+        PeakMemory.ballast = None
+        gc.collect()
+        _return_free_memory()
+        with contextlib.suppress(OSError):
+            CLEAR_REFS.write_text("5")  # resets VmHWM
+        PeakMemory.ballast = _ballast(memory("VmHWM") - memory("VmRSS"))
         self.before = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     def __call__(self) -> float:
         return memory("VmHWM") - self.before
+
+
+def _return_free_memory() -> None:
+    """glibc keeps freed blocks, of tens of MB as well; an allocator without this function maps large blocks apart."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def _ballast(megabytes: float) -> mmap.mmap | None:
+    """Memory of which every page is resident."""
+    if megabytes <= 0:
+        return None
+    made = mmap.mmap(-1, int(megabytes * 1e6))
+    for start in range(0, len(made), mmap.PAGESIZE):
+        made[start] = 1
+    return made
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,8 @@ def run_apart(argument: str, value: str, words: Sequence[str], threads: int | No
     Raises:
         InputError: It ended with another code than 0; with its last line.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         found, output, errors = (Path(folder) / name for name in ("found.json", "output", "errors"))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -26,15 +27,47 @@ def shared_data() -> Path:
     return SHARED
 
 
-HEAVY = ("test_cli.py", "test_partial_loading.py", "test_families.py", "test_killed_training.py", "test_description.py")
+# By what they take, the longest first; the last file to start should be a short one.
+HEAVY = (
+    "test_kills.py",  # its forks are those of a process that is small as yet
+    "test_cli.py",
+    "test_partial_loading.py",
+    "test_families.py",
+    "test_heads_learn.py",
+    "test_ranks.py",
+    "test_killed_training.py",
+    "test_training_ranks.py",
+    "test_training_craft.py",
+    "test_plans.py",
+    "test_findings.py",
+    "test_stored_runs.py",
+    "test_ablation.py",
+    "test_quantised_and_offloaded.py",
+    "test_propagation.py",
+    "test_whole_runs.py",
+    "test_scaling_model.py",
+    "test_description.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: workers take whole files, and one that starts last would keep the other waiting."""
-    items.sort(key=lambda item: item.path.name not in HEAVY)
+    places = {name: place for place, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: places.get(item.path.name, len(HEAVY)))
+
+
+gc.disable()  # while tests are collected: nearly all that they import stays
 
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays for the whole run: garbage collection need not look at it again and again."""
+    gc.enable()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_set_aside() -> Iterator[None]:
+    """So it is with what the tests of a file have imported."""
+    yield
     gc.collect()
     gc.freeze()

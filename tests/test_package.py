@@ -22,10 +22,10 @@ def test_import_is_lazy() -> None:
     assert not {"torch", "lightning", "diffusers", "matplotlib"} & modules_after("import ditf_probe")
 
 
-def test_trained_probes_need_no_lightning() -> None:
+def test_trained_probes_need_neither_lightning_nor_metrics() -> None:
     loaded = modules_after("from ditf_probe import ProbedBackbone, load_features")
     assert "torch" in loaded
-    assert "lightning" not in loaded
+    assert not {"lightning", "torchmetrics", "torchvision", "transformers", "diffusers"} & loaded
 
 
 def test_help_of_the_command_needs_no_lightning() -> None:

@@ -19,6 +19,7 @@ from ditf_probe.backbones.single_file import is_tiny
 from ditf_probe.backbones.skeletons import build_skeleton, kept_in_float32, weight_dtype
 from ditf_probe.backbones.taps import containers
 from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.backbones.tiny_outline import tiny_taps
 from ditf_probe.backbones.truncation import truncate
 from ditf_probe.errors import InputError
 
@@ -126,6 +127,22 @@ def describe_backbone(
         vae_config = read_json(path / "vae" / "config.json")
         space = LatentSpace(build_skeleton(model_class(vae_config, path / "vae"), vae_config))
     return describe(name, transformer, space, **asked)
+
+
+def taps_of_blocks(name_or_path: str | Path) -> list[tuple[Tap, ...]]:
+    """The taps of every block of a backbone, in order.
+
+    Args:
+        name_or_path: As in `describe_backbone`.
+
+    Raises:
+        InputError: As `describe_backbone`.
+    """
+    path = PACKAGED.get(str(name_or_path), Path(name_or_path).expanduser())
+    if path.suffix == ".safetensors" and path.is_file() and is_tiny(path) and (found := tiny_taps(path)) is not None:
+        return found
+    groups = describe_backbone(name_or_path).groups
+    return [group.taps for group in groups for _ in range(group.first, group.last + 1)]
 
 
 def describe(

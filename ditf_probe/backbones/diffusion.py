@@ -22,7 +22,7 @@ from ditf_probe.backbones.checks import (
 )
 from ditf_probe.backbones.draws import Condition, Draws, NoisyBatch, only_timestep, run_draws
 from ditf_probe.backbones.families import ModelInputs, Noising
-from ditf_probe.backbones.fingerprint import initialised_sha256, known_sha256, plain
+from ditf_probe.backbones.fingerprint import initialised_facts, initialised_sha256, known_sha256, plain
 from ditf_probe.backbones.latents import LatentSpace, Posterior, ddpm_noising, flow_noising, image_hash, noise_schedule
 from ditf_probe.backbones.prompts import PromptEncoder
 from ditf_probe.backbones.skeletons import is_outline, parameters_on_meta
@@ -210,13 +210,11 @@ class DiffusionBackbone(Backbone):
             leave_out_alike(transformer, self.transformer)
             if embedding is not None:
                 embedding = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim).to(embedding.weight)
-        facts = {"class": type(transformer).__name__, "config": plain(transformer.config), "seed": seed}
-        facts["labels"] = None if embedding is None else embedding.num_embeddings
+        labels = None if embedding is None else embedding.num_embeddings
+        facts = initialised_facts(type(transformer).__name__, transformer.config, seed, labels)
         options = self.options() | {"name": f"{self.name} untrained", "class_embedding": embedding}
         options["weights_sha256"] = partial(initialised_sha256, facts, self.latents)
-        transformer = nn.Module.to(
-            transformer, self.device, self.transformer.dtype
-        )  # that of diffusers warns for nothing
+        transformer = nn.Module.to(transformer, self.device, self.transformer.dtype)  # diffusers' own warns for nothing
         return DiffusionBackbone(transformer, **options)
 
     def options(self) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from torch import nn
 
 from ditf_probe.backbones.known_hashes import file_sha256
 
-__all__ = ["file_sha256", "files_sha256", "initialised_sha256", "known_sha256", "module_sha256", "plain"]
+__all__ = [
+    "file_sha256",
+    "files_sha256",
+    "initialised_facts",
+    "initialised_sha256",
+    "known_sha256",
+    "module_sha256",
+    "plain",
+]
 
 
 def files_sha256(paths: Iterable[Path], root: Path) -> str:
@@ -38,6 +46,18 @@ def known_sha256(known: str | Callable[[], str] | None, module: nn.Module) -> st
     if known is None:
         return module_sha256(module)
     return known if isinstance(known, str) else known()
+
+
+def initialised_facts(model_class: str, config: Any, seed: int, labels: int | None) -> dict[str, Any]:
+    """What weights follow from that were initialised anew, as JSON values.
+
+    Args:
+        model_class: Name of the diffusers class.
+        config: Its config.
+        seed: Of the initialisation.
+        labels: How many labels are embedded beside the transformer; None for none.
+    """
+    return {"class": model_class, "config": plain(config), "seed": seed, "labels": labels}
 
 
 def initialised_sha256(facts: Mapping[str, Any], trained: nn.Module) -> str:

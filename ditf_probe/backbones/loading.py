@@ -22,6 +22,7 @@ from ditf_probe.backbones.quantised import Quantization, load_quantised
 from ditf_probe.backbones.single_file import SUFFIXES, config_file, is_tiny, load_original, settle
 from ditf_probe.backbones.skeletons import load_model, outline_model
 from ditf_probe.backbones.tiny import TinyDenoiser
+from ditf_probe.backbones.tiny_outline import tiny_outline
 from ditf_probe.backbones.unet import UNET, DIFTBackbone
 from ditf_probe.backbones.weight_options import ALL_OF_IT, Loaded, WeightOptions
 from ditf_probe.devices import resolve_device, resolve_dtype
@@ -66,8 +67,8 @@ def load_backbone(
             of themselves. A folder that was saved quantised says so itself.
         offload: "none", or "model" or "group" for weights that rest in CPU memory, see `apply_offload`.
         loaded: "all"; or "none" for a backbone that says everything of itself, `settings` included, and computes
-            nothing; or "autoencoder" for one whose transformer alone is missing. Of files of `TinyDenoiser.save` and
-            of folders that are not quantised.
+            nothing; or "autoencoder" for one whose transformer alone is missing. Of files of `TinyDenoiser.save`, where
+            "none" is told from the file and need not build the model, and of folders that are not quantised.
         **options: As in `Backbone.from_model`: name, scheduler, noising, prompts, posterior, guidance, max_batch and
             so on; those of timm models are in `load_timm`.
 
@@ -129,10 +130,13 @@ def load_tiny(
         how: Up to which block.
         **options: Of `DiffusionBackbone`.
     """
+    precision = resolve_dtype("float32" if dtype == "auto" else dtype, device)
+    if how.loaded == "none" and (outline := tiny_outline(path, precision, how, options)) is not None:
+        return outline
     denoiser = TinyDenoiser.load(path) if how.loaded == "all" else TinyDenoiser.outline(path)
     how.cut(denoiser.transformer, FAMILIES[type(denoiser.transformer).__name__])
     place = device if how.loaded == "all" else torch.device("meta")
-    denoiser.to(place, resolve_dtype("float32" if dtype == "auto" else dtype, device))
+    denoiser.to(place, precision)
     return from_denoiser(denoiser, **({"weights_sha256": partial(file_sha256, path)} | options))
 
 

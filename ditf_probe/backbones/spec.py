@@ -13,6 +13,8 @@ from ditf_probe.errors import InputError, check_choice
 Architecture = Literal["dit", "flux"]
 Prediction = Literal["velocity", "image"]
 METADATA_KEY = "ditf_tiny"
+MODEL_CLASSES = {"dit": "DiTTransformer2DModel", "flux": "FluxTransformer2DModel"}
+"""The diffusers class of each architecture."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from ditf_probe.backbones.packing import pack_patches, position_ids, unpack_patches
 from ditf_probe.backbones.skeletons import parameters_on_meta
-from ditf_probe.backbones.spec import METADATA_KEY, TinySpec, read_spec
+from ditf_probe.backbones.spec import METADATA_KEY, MODEL_CLASSES, TinySpec, read_spec
 from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
 
 NUM_TIMESTEPS = 1000
 SMALLEST_LEVEL = 0.05
 """Noise levels below count as this one where a predicted image becomes a velocity (Li and He 2025)."""
-MODEL_CLASSES = {"dit": "DiTTransformer2DModel", "flux": "FluxTransformer2DModel"}
 
 
 class TinyDenoiser(nn.Module):

@@ -63,7 +63,8 @@ def save_picture(path: Path, picture: Picture) -> None:
         picture: `(H, W, 3)` uint8.
     """
     with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+        # A third of the time of the default level, for 7% more bytes.
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=3)
 
 
 def distinct_colour(index: int) -> str:

@@ -9,9 +9,10 @@ import torch
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
-from ditf_probe.backbones.description import describe_backbone
+from ditf_probe.backbones.description import taps_of_blocks
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.reloadable import ROOM, ModelSlot, ReloadableBackbone
+from ditf_probe.backbones.tiny_outline import TinyOutline
 from ditf_probe.backbones.weight_options import Loaded
 from ditf_probe.devices import resolve_device
 from ditf_probe.errors import InputError
@@ -93,7 +94,7 @@ def _outline_of(load: Callable[..., Backbone]) -> Callable[[Loaded], Backbone] |
         if error.argument != "loaded":
             raise
         return None
-    return lambda loaded: found if loaded == "none" else load(loaded=loaded)
+    return lambda loaded: found if loaded == "none" or isinstance(found, TinyOutline) else load(loaded=loaded)
 
 
 def loaded_part(features: BackboneFeatures, requests: Sequence[BackboneFeatures]) -> dict[str, Any]:
@@ -111,18 +112,17 @@ def loaded_part(features: BackboneFeatures, requests: Sequence[BackboneFeatures]
     if not features.options.keys().isdisjoint(("last_block", "last_tap")):
         return {}
     try:
-        groups = describe_backbone(features.options.get("config", features.backbone)).groups
+        known = taps_of_blocks(features.options.get("config", features.backbone))
     except InputError:
         return {}  # what is wrong with it, if anything, `load_backbone` says
-    count = groups[-1].last + 1
+    count = len(known)
     # Blocks and taps that are not there are refused by the rows that name them.
     asked = [(block % count, x.tap) for x in requests for block in x.blocks if -count <= block < count]
     if not asked:
         return {}
     last = max(block for block, _ in asked)
     taps = {tap for block, tap in asked if block == last}
-    known = next(group.taps for group in groups if last <= group.last)
-    return {"last_block": last, "last_tap": taps.pop() if len(taps) == 1 and taps <= set(known) else None}
+    return {"last_block": last, "last_tap": taps.pop() if len(taps) == 1 and taps <= set(known[last]) else None}
 
 
 def _weights_of(features: BackboneFeatures) -> tuple[str, str, str, str]:

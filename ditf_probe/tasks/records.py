@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.metrics.intervals import Statistic
-from ditf_probe.metrics.predictions import Predictions
 from ditf_probe.metrics.subsets import geometry_aware
+
+if TYPE_CHECKING:  # torchmetrics is slow to import, and a trained probe needs no metric
+    from ditf_probe.metrics.predictions import Predictions
 
 Kind = Literal["zero-shot", "probe", "control"]
 FROZEN, NO_BACKBONE = "frozen", "none"
@@ -70,7 +72,7 @@ class RowResult:
 
     name: str
     kind: Kind
-    predictions: Predictions
+    predictions: "Predictions"
     parameters: int = 0
     notes: tuple[str, ...] = ()
     cost: RowCost | None = None

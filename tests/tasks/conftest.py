@@ -1,5 +1,6 @@
 """A backbone of a few thousand weights on disk, small pairs, and a trainer that leaves nothing behind."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,14 @@ def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
         return L.Trainer(**(quiet | options))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fresh() -> str:
+    """How to start processes that train: torch refuses to in forks of one that has trained, as this one may have.
+
+    They are forks of a server that has imported the libraries, once for all of them, and done nothing else.
+    """
+    models = "diffusers.models.transformers.transformer_flux"
+    multiprocessing.set_forkserver_preload(["pytest", "ditf_probe.cli", "torch.utils.tensorboard", models])
+    return "forkserver"

@@ -5,6 +5,7 @@ import os
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(run_dir: Path, log: Path, *words: str) -> BaseProcess:
-    """What `train.py` runs, in a fresh process: after a backward pass torch refuses to train in forks."""
+def start(method: str, run_dir: Path, log: Path, *words: str) -> BaseProcess:
+    """What `train.py` runs, in a process of its own."""
     config = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", str(run_dir)]
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
+    context: Any = multiprocessing.get_context(method)
+    process: BaseProcess = context.Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
     process.start()
     return process
 
@@ -55,10 +57,10 @@ def steps_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, weights_only=True)["global_step"])
 
 
-def train_and_kill(run_dir: Path, log: Path) -> int:
+def train_and_kill(method: str, run_dir: Path, log: Path) -> int:
     """Kills a training that has gone on after a checkpoint; returns the steps in the checkpoint."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    process = start(run_dir, log)
+    process = start(method, run_dir, log)
     try:
         while not (last.is_file() and max(curves(run_dir, 0)["train/loss"]) >= steps_of(last)):
             assert process.is_alive(), f"ended before it was killed:\n{log.read_text()}"
@@ -69,11 +71,11 @@ def train_and_kill(run_dir: Path, log: Path) -> int:
     return steps_of(last)
 
 
-def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, fresh: str) -> None:
     run_dir = tmp_path / "run"
-    done = train_and_kill(run_dir, tmp_path / "log.txt")
+    done = train_and_kill(fresh, run_dir, tmp_path / "log.txt")
     assert done in (STEPS, 2 * STEPS)
-    rest = start(run_dir, tmp_path / "rest.txt", "--ckpt_path", "last")
+    rest = start(fresh, run_dir, tmp_path / "rest.txt", "--ckpt_path", "last")
     rest.join(300)
     assert rest.exitcode == 0, (tmp_path / "rest.txt").read_text()
 

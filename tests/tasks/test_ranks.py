@@ -55,14 +55,16 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_ranks_agree_with_one(features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path) -> None:
+def test_two_ranks_agree_with_one(
+    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: str
+) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="spawn")
+    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method=fresh)
     ranks = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     # The same probe in both, since batches of two ranks make other steps than those of one.
