@@ -314,7 +314,7 @@ def test_command_on_the_real_slice(shared_data: Path, tmp_path: Path, capsys: py
     ])  # fmt: skip
     rows = json.loads((tmp_path / "comparison.json").read_text())["datasets"]["davis"]["rows"]
     scores = {row["name"]: row["scores"]["J&F"]["value"] for row in rows}
-    assert scores["adaln"] > scores["same_position"] + 10
+    assert scores["adaln"] > scores["same_position"] + 3
     assert "J&F" in capsys.readouterr().out
     assert Image.open(tmp_path / "davis" / "adaln" / "libby" / "00024.png").size == (854, 480)
     assert (tmp_path / "pictures" / "davis-libby-masks.png").is_file()
