@@ -13,7 +13,7 @@ def add(verbs: Any) -> None:
     """Declares the verb."""
     parser = verbs.add_parser("experiment", help="what heads add to training-free features, and where it comes from")
     parser.add_argument("name", choices=PLANS, help="see docs/experiments.md")
-    parser.add_argument("--root", help="folder of PF-WILLOW, for real photos in heads and generalise")
+    parser.add_argument("--root", help="folder of PF-WILLOW, for transfer, and real photos in generalise")
     parser.add_argument("--run-dir", default="runs/experiments", help="folder of everything the experiments write")
     parser.add_argument("--store", default="runs/store", help="folder of feature stores")
     parser.add_argument("--smoke", action="store_true", help="a few pairs and one epoch, into RUN_DIR/smoke")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ditf_probe.configs_folder import CONFIGS
+from ditf_probe.errors import InputError
 
 FOLDER = CONFIGS / "experiments"
 Command = list[str]
@@ -128,11 +129,20 @@ def _limits(*parts: str) -> list[str]:
 
 
 def heads(options: Options) -> Iterator[Command]:
-    """Zero-shot rows and every head on drawn objects, and on PF-WILLOW in both directions."""
+    """Zero-shot rows and every head on drawn objects."""
     yield from _all_heads("synthetic", options, options.folder / "heads")
-    if options.root is not None:
-        for sets in WILLOW:
-            yield from _all_heads(f"willow_{sets}", options, options.folder / "heads" / f"willow_{sets}")
+
+
+def transfer(options: Options) -> Iterator[Command]:
+    """The same across categories of PF-WILLOW, in both directions.
+
+    Raises:
+        InputError: No folder of PF-WILLOW.
+    """
+    if options.root is None:
+        raise InputError("--root", None, "give the folder of PF-WILLOW, which this experiment is about")
+    for sets in WILLOW:
+        yield from _all_heads(f"willow_{sets}", options, options.folder / "transfer" / sets)
 
 
 def _all_heads(pairs: str, options: Options, run_dir: Path) -> Iterator[Command]:
@@ -208,18 +218,18 @@ def layers(options: Options) -> Iterator[Command]:
 
 
 def aggregations(options: Options) -> dict[str, Path]:
-    """Name of each aggregation over layers that `heads` trains to its folder."""
-    pairs = ["synthetic", *(f"willow_{sets}" for sets in WILLOW if options.root is not None)]
+    """Name of each aggregation over layers that `heads`, and with `root` `transfer`, train to its folder."""
+    runs = [""] if options.root is None else ["", *WILLOW]
     found = {}
-    for run, name in product(pairs, HEADS):
-        folder = options.folder / "heads" / ("" if run == "synthetic" else run) / name / "probes"
-        for head, how in _Training(run, name).probes.items():
+    for run, name in product(runs, HEADS):
+        folder = options.folder / (Path("transfer", run) if run else "heads") / name / "probes"
+        for head, how in _Training(f"willow_{run}" if run else "synthetic", name).probes.items():
             if how["class_path"].endswith(".LayerAggregation"):
-                found[head if run == "synthetic" else f"{run}/{head}"] = folder / head
+                found[f"{run}/{head}" if run else head] = folder / head
     return found
 
 
 PLANS: dict[str, Callable[[Options], Iterator[Command]]] = {
-    plan.__name__: plan for plan in (heads, curves, generalise, ablation, grid, layers)
+    plan.__name__: plan for plan in (heads, transfer, curves, generalise, ablation, grid, layers)
 }
 """Name of each experiment to its commands."""

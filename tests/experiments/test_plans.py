@@ -109,7 +109,7 @@ def test_help_and_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PLANS)
-    for words in (["layers"], ["heads", "--root", "/no/such/folder"]):
+    for words in (["layers"], ["transfer"], ["transfer", "--root", "/no/such/folder"]):
         with pytest.raises(SystemExit) as end:
             main(["experiment", *words, "--run-dir", str(tmp_path / "run")])
         assert end.value.code == 2
