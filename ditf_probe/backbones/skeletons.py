@@ -87,8 +87,10 @@ def build_skeleton(cls: Any, config: dict[str, Any]) -> nn.Module:
     Raises:
         InputError: The class refuses the config.
     """
+    from diffusers.models.modeling_utils import no_init_weights  # slow to import
+
     try:
-        with parameters_on_meta(), torch.random.fork_rng(devices=[]):
+        with parameters_on_meta(), no_init_weights(), torch.random.fork_rng(devices=[]):
             model: nn.Module = cls.from_config(config)
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

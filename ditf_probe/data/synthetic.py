@@ -1,11 +1,14 @@
 """Pairs of drawn objects with exact semantic keypoints: the data set that is always there."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ditf_probe.data.drawing import OBJECTS, Category, Dice, Scene, compose, rasterise
+from ditf_probe.data.drawing.sketch import Points
 from ditf_probe.data.pairs import Pair, PairDataset, Side
 from ditf_probe.errors import InputError
 
@@ -18,6 +21,7 @@ SMALLEST = 16
 
 _SIDES = ("source", "target")
 _SINGLE = 2  # stream of single pictures, beside the two sides of pairs
+_Box = tuple[float, float, float, float]
 
 
 def class_index(category: str) -> int:
@@ -112,13 +116,13 @@ class SyntheticPairs(PairDataset):
         raise InputError("image_id", image_id, f"use an id of this data set, such as {example!r}")
 
     def _side(self, index: int, side: int) -> Side:
-        scene = _scene(self.seed, self.split, index, side)
-        keypoints, bbox = _annotations(scene, self.image_size)
+        places, visible, box = _known(self.seed, self.split, index, side)
+        keypoints, bbox = _in_pixels(places, box, self.image_size)
         return Side(
             image_id=self._image_id(index, side),
             size=(self.image_size, self.image_size),
             keypoints=torch.from_numpy(keypoints),
-            visible=torch.from_numpy(scene.visible),
+            visible=torch.from_numpy(visible.copy()),
             bbox=torch.from_numpy(bbox),
         )
 
@@ -175,8 +179,15 @@ def _planes(scene: Scene, image_size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rasterise(scene, image_size).transpose(2, 0, 1))
 
 
-def _annotations(scene: Scene, image_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+@lru_cache(maxsize=8192)  # asked for in every epoch of a training, and as long in the making as a small head's step
+def _known(seed: int, split: str, index: int, stream: int) -> tuple[Points, NDArray[np.bool_], _Box]:
+    """Keypoints `(K, 2)`, which of them are visible `(K,)`, and the box; shares of the picture, not to be changed."""
+    scene = _scene(seed, split, index, stream)
+    return scene.keypoints, scene.visible, scene.bbox
+
+
+def _in_pixels(places: Points, box: _Box, image_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Keypoints `(K, 2)` and box `(4,)` in pixels; keypoints outside the picture are moved to its border."""
-    keypoints = (scene.keypoints * image_size - 0.5).clip(0, image_size - 1)
-    bbox = np.array(scene.bbox) * image_size - 0.5
+    keypoints = (places * image_size - 0.5).clip(0, image_size - 1)
+    bbox = np.array(box) * image_size - 0.5
     return keypoints.astype(np.float32), bbox.astype(np.float32)

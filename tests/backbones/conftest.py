@@ -1,7 +1,7 @@
 """Real diffusers models, tiny, every parameter random, so that no AdaLN is the identity by accident."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -279,17 +279,19 @@ class TextFolders:
 _AUTOENCODERS: dict[Any, Any] = {}
 
 
-@pytest.fixture
-def autoencoders_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def autoencoders_once() -> Iterator[None]:
     """Loads the autoencoder of a folder once for many transformers; half of the time of a tiny pipeline goes there."""
-    load = loading.load_model
+    load, loaded = loading.load_model, dict[Any, Any]()
 
     def load_once(folder: Path, *arguments: Any, **options: Any) -> Any:
         if folder.name != "vae":
             return load(folder, *arguments, **options)
         key = (folder, *arguments)
-        if key not in _AUTOENCODERS:
-            _AUTOENCODERS[key] = load(folder, *arguments, **options)
-        return _AUTOENCODERS[key]
+        if key not in loaded:
+            loaded[key] = load(folder, *arguments, **options)
+        return loaded[key]
 
-    monkeypatch.setattr(loading, "load_model", load_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_model", load_once)
+        yield

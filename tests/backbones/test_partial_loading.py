@@ -1,5 +1,6 @@
 """Loading up to one block, for every entry: the same numbers as the whole model, and not a parameter more."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ditf_probe.backbones.autoencoders import AUTOENCODERS
-from ditf_probe.backbones.base import Backbone
+from ditf_probe.backbones.base import Backbone, TappedBlock
 from ditf_probe.backbones.families import FAMILIES
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.backbones.skeletons import load_model
@@ -43,9 +44,28 @@ def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def original(folder: Path) -> Any:
-    name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
-    return getattr(diffusers, name).from_pretrained(str(folder / "transformer"))
+@pytest.fixture(scope="module")
+def original(pipeline: Path) -> Any:
+    """The transformer as diffusers loads it."""
+    name = json.loads((pipeline / "transformer" / "config.json").read_text())["_class_name"]
+    return getattr(diffusers, name).from_pretrained(str(pipeline / "transformer"))
+
+
+@pytest.fixture(scope="module")
+def full(pipeline: Path) -> Backbone:
+    return load_backbone(pipeline, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def start(pipeline: Path) -> Backbone:
+    """Loaded up to the first block."""
+    return load_backbone(pipeline, device="cpu", last_block=0)
+
+
+@pytest.fixture(scope="module")
+def control(full: Backbone) -> Backbone:
+    """The untrained control of the whole."""
+    return full.untrained()
 
 
 def picture(backbone: Backbone) -> torch.Tensor:
@@ -53,25 +73,34 @@ def picture(backbone: Backbone) -> torch.Tensor:
     return torch.rand(1, 3, 2 * backbone.stride, 3 * backbone.stride, generator=generator)
 
 
-def assert_same_features(first: Backbone, second: Backbone, blocks: list[int]) -> None:
+def features(backbone: Backbone, blocks: list[int]) -> dict[tuple[str, int], TappedBlock]:
+    """Of a picture, by tap and block, at the taps that a block has."""
+    found = {}
     for tap in ("attention", "mlp"):
-        wanted = [block for block in blocks if tap in first.taps(block)]
+        wanted = [block for block in blocks if tap in backbone.taps(block)]
         if wanted:
-            images = picture(first)
-            runs = [backbone(images, blocks=wanted, tap=tap, **RUN) for backbone in (first, second)]
-            for block in wanted:
-                here, there = (run[block] for run in runs)
-                assert torch.equal(here.hidden_states, there.hidden_states)
-                for name in ("shift", "scale", "gate"):
-                    value = getattr(here, name)
-                    assert value is None or torch.equal(value, getattr(there, name))
+            tapped = backbone(picture(backbone), blocks=wanted, tap=tap, **RUN)
+            found |= {(tap, block): tapped[block] for block in wanted}
+    return found
 
 
-def test_a_truncated_load_equals_a_full_one(pipeline: Path) -> None:
-    full = load_backbone(pipeline, device="cpu")
+def assert_same_features(found: dict[Any, TappedBlock], expected: dict[Any, TappedBlock]) -> None:
+    assert found
+    for place, here in found.items():
+        there = expected[place]
+        assert torch.equal(here.hidden_states, there.hidden_states)
+        for name in ("shift", "scale", "gate"):
+            value = getattr(here, name)
+            assert value is None or torch.equal(value, getattr(there, name))
+
+
+def test_a_truncated_load_equals_a_full_one(pipeline: Path, full: Backbone, start: Backbone) -> None:
+    expected = features(full, list(range(full.num_blocks)))
     for last in range(full.num_blocks):
-        part = load_backbone(pipeline, device="cpu", last_block=last)
-        assert_same_features(full, part, list(range(last + 1)))
+        part = load_backbone(pipeline, device="cpu", last_block=last) if last else start
+        found = features(part, list(range(last + 1)))
+        assert found.keys() == {place for place in expected if place[1] <= last}
+        assert_same_features(found, expected)
         assert part.num_blocks == full.num_blocks
         assert part.settings() == full.settings()
         if last < full.num_blocks - 1:
@@ -79,34 +108,33 @@ def test_a_truncated_load_equals_a_full_one(pipeline: Path) -> None:
                 part(picture(part), blocks=[-1], tap="attention", **RUN)
 
 
-def test_it_holds_not_a_parameter_more(pipeline: Path) -> None:
+def test_it_holds_not_a_parameter_more(original: Any, start: Backbone) -> None:
     """Counted in the model as diffusers loads it: everything but later blocks and the output head."""
-    whole = original(pipeline)
-    family = FAMILIES[type(whole).__name__]
-    blocks = [f"{g.container}.{i}." for g in family.groups for i in range(len(whole.get_submodule(g.container)))]
+    family = FAMILIES[type(original).__name__]
+    blocks = [f"{g.container}.{i}." for g in family.groups for i in range(len(original.get_submodule(g.container)))]
     kept = {
         name: parameter.numel()
-        for name, parameter in whole.named_parameters()
+        for name, parameter in original.named_parameters()
         if not name.startswith(tuple(blocks[1:])) and name.split(".")[0] not in HEADS
     }
-    assert sum(kept.values()) < sum(parameter.numel() for parameter in whole.parameters())
-    part = load_backbone(pipeline, device="cpu", last_block=0).transformer
+    assert sum(kept.values()) < sum(parameter.numel() for parameter in original.parameters())
+    part = start.transformer
     assert {name: parameter.numel() for name, parameter in part.named_parameters()} == kept
     assert not any(tensor.is_meta for tensor in [*part.parameters(), *part.buffers()])
-    part.to("cpu", torch.float64)  # nothing is left that could not be moved
+    copy.deepcopy(part).to("cpu", torch.float64)  # nothing is left that could not be moved
 
 
-def test_of_the_last_block_only_what_a_tap_needs(pipeline: Path) -> None:
+def test_of_the_last_block_only_what_a_tap_needs(pipeline: Path, full: Backbone, control: Backbone) -> None:
     """What runs in it after the tap is not in memory, not in an untrained control either; settings are the same."""
-    full = load_backbone(pipeline, device="cpu")
     last = full.num_blocks - 1
     part = load_backbone(pipeline, device="cpu", last_block=last, last_tap="attention")
-    for first, second in ((full, part), (full.untrained(), part.untrained())):
+    part_control = part.untrained()
+    for first, second in ((full, part), (control, part_control)):
         runs = [b(picture(full), blocks=[0, last], tap="attention", **RUN) for b in (first, second)]
         assert all(torch.equal(runs[0][block].hidden_states, runs[1][block].hidden_states) for block in (0, last))
         assert first.settings() == second.settings()
     whole, held = (dict(b.transformer.named_parameters()) for b in (full, part))
-    assert held.keys() == dict(part.untrained().transformer.named_parameters()).keys()
+    assert held.keys() == dict(part_control.transformer.named_parameters()).keys()
     group = part.family.groups[-1]
     spared = {name for name in whole.keys() - held.keys() if name.startswith(f"{group.container}.")}
     # The attention at least, or all that attention and MLP project.
@@ -114,11 +142,13 @@ def test_of_the_last_block_only_what_a_tap_needs(pipeline: Path) -> None:
     assert not any(tensor.is_meta for tensor in [*part.transformer.parameters(), *part.transformer.buffers()])
 
 
-def test_reading_equals_that_of_diffusers(pipeline: Path) -> None:
+def test_reading_equals_that_of_diffusers(pipeline: Path, original: Any) -> None:
     """Every weight and every buffer, also in bfloat16, where some classes keep a part in float32."""
-    for dtype in (torch.float32, torch.bfloat16):
-        ours = load_model(pipeline / "transformer", dtype)
-        theirs = type(ours).from_pretrained(str(pipeline / "transformer"), torch_dtype=dtype)
+    folder = pipeline / "transformer"
+    halved = type(original).from_pretrained(str(folder), torch_dtype=torch.bfloat16)
+    for dtype, theirs in ((torch.float32, original), (torch.bfloat16, halved)):
+        ours = load_model(folder, dtype)
+        assert type(ours) is type(theirs)
         pairs = [(dict(model.named_parameters()), dict(model.named_buffers())) for model in (ours, theirs)]
         for here, there in zip(*pairs, strict=True):
             assert here.keys() == there.keys()
@@ -130,23 +160,22 @@ def test_reading_equals_that_of_diffusers(pipeline: Path) -> None:
         assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
-def test_shards_of_later_blocks_are_not_opened(pipeline: Path, tmp_path: Path) -> None:
+def test_shards_of_later_blocks_are_not_opened(pipeline: Path, start: Backbone, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline, tmp_path / "pipe"))
     index = json.loads((folder / "transformer" / f"{WEIGHTS}.index.json").read_text())["weight_map"]
-    part = load_backbone(folder, device="cpu", last_block=0)
-    needed = {index[name] for name in part.transformer.state_dict()}
+    needed = {index[name] for name in start.transformer.state_dict()}
     spared = set(index.values()) - needed
     for shard in spared:
         (folder / "transformer" / shard).write_bytes(b"")
-    assert_same_features(part, load_backbone(folder, device="cpu", last_block=0), [0])
+    part = load_backbone(folder, device="cpu", last_block=0)
+    assert_same_features(features(part, [0]), features(start, [0]))
     if spared:
         with pytest.raises(InputError, match="cannot be read"):
             load_backbone(folder, device="cpu")
 
 
-def test_the_untrained_control_of_a_part(pipeline: Path) -> None:
-    full, part = (load_backbone(pipeline, device="cpu", last_block=last).untrained() for last in (None, 0))
-    assert_same_features(full, part, [0])
+def test_the_untrained_control_of_a_part(control: Backbone, start: Backbone) -> None:
+    assert_same_features(features(start.untrained(), [0]), features(control, [0]))
 
 
 def small(tmp_path: Path, name: str = "DiTTransformer2DModel", **config: object) -> Path:

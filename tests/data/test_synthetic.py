@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ditf_probe.data import synthetic
 from ditf_probe.data.pairs import Pair, Side, threshold_base
 from ditf_probe.data.synthetic import CATEGORIES, SyntheticPairs, class_index, draw_image
 from ditf_probe.errors import InputError
@@ -23,11 +24,25 @@ def sides(pairs: list[Pair]) -> list[Side]:
     return [side for pair in pairs for side in (pair.source, pair.target)]
 
 
+def test_a_pair_that_is_changed_is_as_before_when_asked_for_again() -> None:
+    dataset = SyntheticPairs("test", num_pairs=1)
+    first = dataset[0].source
+    kept = first.keypoints.clone(), first.visible.clone(), first.bbox.clone()
+    for values in (first.keypoints, first.visible, first.bbox):
+        values.zero_()
+    again = dataset[0].source
+    for values, expected in zip((again.keypoints, again.visible, again.bbox), kept, strict=True):
+        assert torch.equal(values, expected)
+        assert values.any()
+
+
 def test_same_arguments_give_the_same_pictures_and_annotations() -> None:
     short, long = SyntheticPairs("val", num_pairs=5), SyntheticPairs("val", num_pairs=50)
     assert short.image_ids() == long.image_ids()[:10]
     for index in range(5):
-        a, b = short[index], long[index]
+        a = short[index]
+        synthetic._known.cache_clear()
+        b = long[index]
         assert (a.category, a.unit, a.label) == (b.category, b.unit, b.label)
         for one, other in ((a.source, b.source), (a.target, b.target)):
             assert one.image_id == other.image_id

@@ -47,7 +47,7 @@ def test_two_ranks_have_the_table_of_one(features: BackboneFeatures, pairs: Pair
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="spawn")
+    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
     ablate(features, pairs, tmp_path / "one")
     one, two = ((tmp_path / name / "ablation.csv").read_text() for name in ("one", "two"))
     assert len(one.splitlines()) == 1 + 2 * len(SMALL.rows())
