@@ -18,7 +18,7 @@ from ditf_probe.tasks import AblationTask
 from ditf_probe.tasks.ablation import Ablation
 from ditf_probe.tasks.settings import BackboneFeatures
 
-SMALL = Ablation(modulations=["none", "whiten", "adaln"], counts=[1, 4], seeds=[3], conditions=["t"])
+SMALL = Ablation(modulations=["none", "whiten", "adaln"], counts=[4], seeds=[3], conditions=["t"])
 
 
 def ablate(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path, **options: Any) -> None:
