@@ -31,7 +31,7 @@ class Uneven(PairDataset):
         return Pair(index, self.categories[index], "u", side, side)
 
     def image(self, image_id: str) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # sampling reads no image
 
 
 def order(ranks: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0) -> list[int]:
@@ -86,7 +86,7 @@ def test_ranks_share_the_order(ranks: int) -> None:
 def test_the_data_module_balances_training_alone() -> None:
     pairs = PairDataModule(train=Uneven(), val=Uneven(), batch_size=6, balanced=True)
     for batch in pairs.train_dataloader():
-        assert Counter(pair.category for pair in batch) == dict.fromkeys(COUNTS, 2)  # type: ignore[attr-defined]
+        assert Counter(pair.category for pair in batch) == dict.fromkeys(COUNTS, 2)
     val = pairs.val_dataloader()
     assert not isinstance(val, list)
-    assert [pair.index for batch in val for pair in batch] == list(range(48))  # type: ignore[attr-defined]
+    assert [pair.index for batch in val for pair in batch] == list(range(48))
