@@ -46,10 +46,9 @@ def task_of(name: str, run_dir: Path, **options: Any) -> ProbeTask:
     return ProbeTask(features, {name: build}, {name: blocks}, run_dir=str(run_dir), weight_decay=0.0, **options)
 
 
-# Without the gate: it has one number per channel, whose square weighs the channel in the cosine of any two tokens. No
-# channel can count against a match, and where no weighing of channels tells partners, there is nothing to learn by
-# heart with. All six blocks of this backbone, whitened too, do not take it to half of these keypoints, at any learning
-# rate from 2e-3 to 2e-2.
+# The gate has `test_gate_learns.py`. Its one number per channel, squared, weighs the channel in the cosine of any two
+# tokens: no channel can count against a match, and where no weighing tells partners, as in these drawings, there is
+# nothing that it could learn by heart with.
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "gate"])
 def test_a_head_learns_eight_pairs_by_heart(name: str, trainer: Make, tmp_path: Path) -> None:
     """PCK@0.10 of 100 within 200 steps, of which the rest is spared once it is there."""
