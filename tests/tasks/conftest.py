@@ -1,12 +1,19 @@
-"""A backbone of a few thousand weights on disk, small pairs, and a trainer that leaves nothing behind."""
+"""A backbone of a few thousand weights on disk, small pairs, a trainer that leaves nothing behind, and processes."""
 
+import contextlib
 import multiprocessing
+import os
+import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lightning as L
 import pytest
+import torch
 
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
@@ -25,16 +32,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def features(weights: Path) -> BackboneFeatures:
     """Block 1 of the small backbone on images of 32 pixels."""
     return BackboneFeatures(blocks=[1], timestep=200, image_size=32, backbone=str(weights))
 
 
-@pytest.fixture
-def pairs() -> PairDataModule:
-    """A few drawn pairs to train on, and two test sets."""
-    return PairDataModule(
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[[], PairDataModule]:
+    """Makes a few drawn pairs to train on, and two test sets."""
+    return lambda: PairDataModule(
         train=SyntheticPairs("train", 6, 32),
         val=SyntheticPairs("train", 5, 32),  # pairs of the training, so that a score rises within a few steps
         test={"synthetic": SyntheticPairs("test", 5, 32), "warped": WarpedPhotos(num_pairs=2, image_size=48)},
@@ -44,23 +51,84 @@ def pairs() -> PairDataModule:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
-    """Makes quiet trainers on the CPU."""
+def pairs(make_pairs: Callable[[], PairDataModule]) -> PairDataModule:
+    """A few drawn pairs to train on, and two test sets."""
+    return make_pairs()
 
-    def make(**options: Any) -> L.Trainer:
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., L.Trainer]:
+    """Makes quiet trainers on the CPU, with a folder each."""
+
+    def make(folder: Path, **options: Any) -> L.Trainer:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        quiet |= {"accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": tmp_path}
+        quiet |= {"accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": folder}
         return L.Trainer(**(quiet | options))
 
     return make
 
 
-@pytest.fixture(scope="session")
-def fresh() -> str:
-    """How to start processes that train: torch refuses to in forks of one that has trained, as this one may have.
+@pytest.fixture
+def trainer(make_trainer: Callable[..., L.Trainer], tmp_path: Path) -> Callable[..., L.Trainer]:
+    """Makes quiet trainers on the CPU."""
+    return partial(make_trainer, tmp_path)
 
-    They are forks of a server that has imported the libraries, once for all of them, and done nothing else.
+
+class Fresh:
+    """Calls functions in processes that may train: torch refuses to in forks of one that has, as this one may have.
+
+    They are forks of a fork that is made before the first test, when everything is imported and nothing has run.
     """
-    models = "diffusers.models.transformers.transformer_flux"
-    multiprocessing.set_forkserver_preload(["pytest", "ditf_probe.cli", "torch.utils.tensorboard", models])
-    return "forkserver"
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("fork")
+        self._here, self._there = self._context.Pipe()
+        self._server = self._context.Process(target=self._serve)
+        self._server.start()
+        self._there.close()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What a function returns there."""
+        self._here.send((function, arguments, options))
+        failure, result = self._here.recv()
+        assert failure is None, failure
+        return result
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.join()
+
+    def _serve(self) -> None:
+        self._here.close()
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        with open(os.devnull, "w") as nowhere, contextlib.suppress(EOFError):
+            sys.stdout = sys.stderr = nowhere  # what goes wrong is in the answer
+            while True:
+                process = self._context.Process(target=self._answer, args=self._there.recv())
+                process.start()
+                process.join()
+                if process.exitcode:
+                    self._there.send((f"the process ended with {process.exitcode}", None))
+
+    def _answer(self, function: Callable[..., Any], arguments: Any, options: Any) -> None:
+        try:
+            answer = None, function(*arguments, **options)
+        except Exception:
+            answer = traceback.format_exc(), None
+        self._there.send(answer)
+
+
+FRESH = pytest.StashKey[Fresh]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    asked = any("fresh" in getattr(item, "fixturenames", ()) for item in session.items)
+    if asked and not session.config.option.collectonly:
+        session.config.stash[FRESH] = Fresh()
+        session.config.add_cleanup(session.config.stash[FRESH].close)
+
+
+@pytest.fixture(scope="session")
+def fresh(pytestconfig: pytest.Config) -> Fresh:
+    return pytestconfig.stash[FRESH]

@@ -82,13 +82,18 @@ def test_what_cannot_be_combined(change: dict[str, Any], argument: str) -> None:
     assert caught.value.argument == argument
 
 
-@pytest.fixture
-def run(features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path) -> tuple[AblationTask, Path]:
-    task = AblationTask(
-        features, SMALL, rows=["same_position", "adaln+debias", "whiten"], run_dir=str(tmp_path / "run")
-    )
-    trainer().test(task, pairs, verbose=False)
-    return task, tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(
+    features: BackboneFeatures,
+    make_pairs: Callable[[], PairDataModule],
+    make_trainer: Make,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[AblationTask, Path]:
+    """What several tests look at."""
+    run_dir = tmp_path_factory.mktemp("run")
+    task = AblationTask(features, SMALL, rows=["same_position", "adaln+debias", "whiten"], run_dir=str(run_dir))
+    make_trainer(run_dir).test(task, make_pairs(), verbose=False)
+    return task, run_dir
 
 
 def test_one_pass_for_each_condition(run: tuple[AblationTask, Path]) -> None:

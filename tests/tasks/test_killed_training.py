@@ -1,8 +1,9 @@
 """A training that was killed goes on from its last checkpoint: the command of the README, in processes of their own."""
 
 import multiprocessing
-import os
+import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(method: str, run_dir: Path, log: Path, *words: str) -> BaseProcess:
+def start(run_dir: Path, log: Path, *words: str) -> BaseProcess:
     """What `train.py` runs, in a process of its own."""
     config = ["--config", str(CONFIGS / "quickstart.yaml"), "--run_dir", str(run_dir)]
-    context: Any = multiprocessing.get_context(method)
-    process: BaseProcess = context.Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(log, ["fit", *config, *SMALL, *words]))
     process.start()
     return process
 
 
 def _train(log: Path, words: list[str]) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
     train(words)
 
 
@@ -57,10 +55,10 @@ def steps_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, weights_only=True)["global_step"])
 
 
-def train_and_kill(method: str, run_dir: Path, log: Path) -> int:
+def train_and_kill(run_dir: Path, log: Path) -> int:
     """Kills a training that has gone on after a checkpoint; returns the steps in the checkpoint."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    process = start(method, run_dir, log)
+    process = start(run_dir, log)
     try:
         while not (last.is_file() and max(curves(run_dir, 0)["train/loss"]) >= steps_of(last)):
             assert process.is_alive(), f"ended before it was killed:\n{log.read_text()}"
@@ -71,13 +69,18 @@ def train_and_kill(method: str, run_dir: Path, log: Path) -> int:
     return steps_of(last)
 
 
-def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, fresh: str) -> None:
+def go_on(run_dir: Path, log: Path) -> int | None:
+    """Trains from the last checkpoint; returns how that ended."""
+    process = start(run_dir, log, "--ckpt_path", "last")
+    process.join(300)
+    return process.exitcode
+
+
+def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, fresh: Callable[..., Any]) -> None:
     run_dir = tmp_path / "run"
-    done = train_and_kill(fresh, run_dir, tmp_path / "log.txt")
+    done = fresh(train_and_kill, run_dir, tmp_path / "log.txt")
     assert done in (STEPS, 2 * STEPS)
-    rest = start(fresh, run_dir, tmp_path / "rest.txt", "--ckpt_path", "last")
-    rest.join(300)
-    assert rest.exitcode == 0, (tmp_path / "rest.txt").read_text()
+    assert fresh(go_on, run_dir, tmp_path / "rest.txt") == 0, (tmp_path / "rest.txt").read_text()
 
     first, second = curves(run_dir, 0), curves(run_dir, 1)
     assert list(second["train/loss"]) == list(range(done, EPOCHS * STEPS))

@@ -56,7 +56,7 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_agree_with_one(
-    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: str
+    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: Callable[..., Any]
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -64,7 +64,7 @@ def test_two_ranks_agree_with_one(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method=fresh)
+    fresh(run, _process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
     ranks = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     # The same probe in both, since batches of two ranks make other steps than those of one.

@@ -59,14 +59,14 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ranks_divide_the_pairs_and_share_the_weights(
-    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: str
+    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: Callable[..., Any]
 ) -> None:
     pairs.balanced = True
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path), nprocs=2, start_method=fresh)
+    fresh(run, _process, args=(port, features, pairs, tmp_path), nprocs=2, start_method="fork")
     for name in BACKBONES:
         _check(tmp_path / name, adapted=name == "lora")
 
