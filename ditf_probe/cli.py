@@ -137,6 +137,7 @@ def _run(command: type[DiTFProbeCLI], args: ArgsType, **options: Any) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # no task records its arguments, and writing them down takes a while
         parser_kwargs={"exit_on_error": False, **dict.fromkeys(cli.subcommands(), defaults)},
         args=args,
         **options,
