@@ -276,7 +276,11 @@ class TextFolders:
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
-_AUTOENCODERS: dict[Any, Any] = {}
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """Nothing asks a model whether one of its weights is trained, which takes as long as a block of a tiny one."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")

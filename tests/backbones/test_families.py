@@ -29,7 +29,7 @@ T = 260
 IDS = ["a", "b"]
 CASES = [(name, tap) for name, family in FAMILIES.items() for tap in ("attention", "mlp")]
 
-pytestmark = pytest.mark.usefixtures("autoencoders_once")
+pytestmark = pytest.mark.usefixtures("autoencoders_once", "no_gradients")
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -55,6 +55,25 @@ def build(name: str) -> Backbone:
 @pytest.fixture(scope="module")
 def backbones() -> dict[str, Backbone]:
     return {}
+
+
+@pytest.fixture(scope="module")
+def encodings() -> dict[tuple[LatentSpace, bytes], Any]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def pictures_encoded_once(encodings: dict[tuple[LatentSpace, bytes], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the transformers that are tested."""
+    encode = LatentSpace.encode
+
+    def encode_once(self: LatentSpace, pixels: Tensor) -> Any:
+        key = self, pixels.numpy().tobytes()
+        if key not in encodings:
+            encodings[key] = encode(self, pixels)
+        return copy.deepcopy(encodings[key])
+
+    monkeypatch.setattr(LatentSpace, "encode", encode_once)
 
 
 @pytest.fixture
@@ -390,21 +409,26 @@ class Alarm(nn.Module):
         raise RuntimeError("called")
 
 
+def twin(module: nn.Module) -> nn.Module:
+    """The same modules anew, around the same weights: any may be replaced."""
+    copied = copy.copy(module)
+    copied._modules = {name: child and twin(child) for name, child in module._modules.items()}
+    return copied
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_block_loaded_for_one_tap_alone(name: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same features bit for bit, from not a part more than they need; taps that need more are refused."""
     images, options = pictures(backbone)[:1], {"timestep": T, "image_ids": IDS[:1]}
-    with torch.no_grad():
-        encoded = backbone.latents.encode(images)
+    encoded = backbone.latents.encode(images)
     monkeypatch.setattr(LatentSpace, "encode", lambda self, pixels: encoded)
-    weights = [*backbone.transformer.parameters(), *backbone.transformer.buffers()]  # shared with the parts
     whole = {
         tap: backbone(images, blocks=blocks, tap=tap, **options)
         for tap in get_args(Tap)
         if (blocks := blocks_with(backbone, tap))
     }
     for last, tap in itertools.product(ends(backbone), get_args(Tap)):
-        transformer = copy.deepcopy(backbone.transformer, {id(weight): weight for weight in weights})
+        transformer = twin(backbone.transformer)
         if tap not in backbone.taps(last):
             with pytest.raises(InputError, match=f"`last_tap` is '{tap}': block {last} "):
                 truncate(transformer, backbone.family, last, tap)
