@@ -300,30 +300,32 @@ class Killed(Callback):
         self.seen += 1
 
 
-@pytest.mark.parametrize("after", [1, 5, 6])
 def test_a_killed_training_goes_on_bit_by_bit(
-    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path, after: int
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
 ) -> None:
     """Killed after each kind of batch of an epoch of three, with everything that has a state of its own."""
     craft: dict[str, Any] = {"seeds": [0, 1], "ema_decay": 0.9, "crop": 0.6, "learning_rate": 1e-2}
     pairs.balanced = True
     whole = task_of(features, tmp_path / "whole", **craft)
     trainer(max_epochs=3, num_sanity_val_steps=0).fit(whole, pairs)
+    for after in (1, 5, 6):
+        folder = tmp_path / str(after)
 
-    def keeper() -> ModelCheckpoint:
-        return ModelCheckpoint(tmp_path / "kept", save_last=True, every_n_train_steps=1, save_top_k=1)
+        def training(*callbacks: Callback, folder: Path = folder) -> L.Trainer:
+            keeper = ModelCheckpoint(folder / "kept", save_last=True, every_n_train_steps=1, save_top_k=1)
+            options = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+            return trainer(max_epochs=3, callbacks=[keeper, *callbacks], **options)
 
-    part = trainer(max_epochs=3, callbacks=[keeper(), Killed(after)], enable_checkpointing=True, num_sanity_val_steps=0)
-    with pytest.raises(KeyError, match="killed"):
-        part.fit(task_of(features, tmp_path / "part", **craft), pairs)
-    task = task_of(features, tmp_path / "part", **craft)
-    torch.manual_seed(99)
-    rest = trainer(max_epochs=3, callbacks=[keeper()], enable_checkpointing=True, num_sanity_val_steps=0)
-    rest.fit(task, pairs, ckpt_path=tmp_path / "kept" / "last.ckpt")
-    assert rest.global_step == 9
-    own, other = whole.state_dict(), task.state_dict()
-    assert own.keys() == other.keys()
-    assert [name for name in own if not torch.equal(own[name], other[name])] == []
+        with pytest.raises(KeyError, match="killed"):
+            training(Killed(after)).fit(task_of(features, folder, **craft), pairs)
+        task = task_of(features, folder, **craft)
+        torch.manual_seed(99)
+        rest = training()
+        rest.fit(task, pairs, ckpt_path=folder / "kept" / "last.ckpt")
+        assert rest.global_step == 9
+        own, other = whole.state_dict(), task.state_dict()
+        assert own.keys() == other.keys()
+        assert [name for name in own if not torch.equal(own[name], other[name])] == [], f"killed after {after}"
 
 
 def test_early_stopping_on_the_mean_of_val_pck(
