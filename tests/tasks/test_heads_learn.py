@@ -1,5 +1,6 @@
 """What every head owes: gradients in each of its parameters, and enough room to learn a few pairs by heart."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,15 @@ HEADS: dict[str, tuple[Any, list[int]]] = {
 """Name to what builds a head and its blocks; a further head is one more line."""
 
 
-def task_of(name: str, run_dir: Path, **options: Any) -> ProbeTask:
+GROUPS = [[name for name in HEADS if ("timesteps" in name) == several] for several in (False, True)]
+"""Heads that can be trained together: of one timestep, and of two."""
+
+
+def task_of(names: list[str], run_dir: Path, **options: Any) -> ProbeTask:
     torch.manual_seed(0)
-    build, blocks = HEADS[name]
-    timestep = [50, 150] if "timesteps" in name else 100
-    features = BackboneFeatures(blocks=[2], timestep=timestep, image_size=64)
-    return ProbeTask(features, {name: build}, {name: blocks}, run_dir=str(run_dir), weight_decay=0.0, **options)
+    features = BackboneFeatures(blocks=[2], timestep=[50, 150] if names[0] in GROUPS[1] else 100, image_size=64)
+    probes, blocks = ({name: HEADS[name][part] for name in names} for part in (0, 1))
+    return ProbeTask(features, probes, blocks, run_dir=str(run_dir), weight_decay=0.0, **options)
 
 
 # The gate has `test_gate_learns.py`. Its one number per channel, squared, weighs the channel in the cosine of any two
@@ -53,7 +57,7 @@ def task_of(name: str, run_dir: Path, **options: Any) -> ProbeTask:
 def test_a_head_learns_eight_pairs_by_heart(name: str, trainer: Make, tmp_path: Path) -> None:
     """PCK@0.10 of 100 within 200 steps, of which the rest is spared once it is there."""
     pairs = SyntheticPairs("train", 8, 64)
-    task = task_of(name, tmp_path, learning_rate=2e-2)
+    task = task_of([name], tmp_path, learning_rate=2e-2)
     done = EarlyStopping(monitor="val/pck", mode="max", stopping_threshold=99.99, patience=200)
     fit = trainer(max_steps=200, callbacks=[done], check_val_every_n_epoch=20, num_sanity_val_steps=0)
     fit.fit(task, PairDataModule(pairs, pairs, batch_size=8))
@@ -61,9 +65,9 @@ def test_a_head_learns_eight_pairs_by_heart(name: str, trainer: Make, tmp_path: 
     assert fit.global_step <= 200
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("names", GROUPS, ids=["one_timestep", "two_timesteps"])
 def test_gradients_reach_every_parameter_of_a_head_and_none_of_the_backbone(
-    name: str, trainer: Make, tmp_path: Path
+    names: list[str], trainer: Make, tmp_path: Path
 ) -> None:
     reached: dict[str, float] = {}
 
@@ -82,6 +86,8 @@ def test_gradients_reach_every_parameter_of_a_head_and_none_of_the_backbone(
 
     pairs = SyntheticPairs("train", 4, 64)
     fit = trainer(max_steps=3, limit_val_batches=0, callbacks=[Gradients()])
-    fit.fit(task_of(name, tmp_path), PairDataModule(pairs, pairs, batch_size=4))
-    assert len(reached) > 2
+    fit.fit(task_of(names, tmp_path), PairDataModule(pairs, pairs, batch_size=4))
+    parameters = Counter(place.split(".")[1] for place in reached)
+    assert parameters.keys() == set(names)
+    assert min(parameters.values()) > 2
     assert all(value > 0 for value in reached.values()), reached
