@@ -1,10 +1,8 @@
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ import torch
 from ditf_probe.errors import InputError
 from ditf_probe.protocols import find_protocol
 
-ROOT = Path(__file__).parents[2]
 NAMES = sorted(  # written down apart, so that none gets lost
     [
         *("cache", "extraction", "matching", "model_card", "near_duplicates", "pf_willow", "ranks", "scaling_curves"),
@@ -20,11 +17,6 @@ NAMES = sorted(  # written down apart, so that none gets lost
     ]
 )
 SIZES = ["--channels", "64", "--grid", "8", "8", "--image", "64", "64", "--keypoints", "4"]
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_methods_of_a_rule_match_alike(benchmark):
@@ -77,12 +69,14 @@ def test_disagreement_is_shown(benchmark):
     assert [result["cosine_difference"] for result in results.values()] == [0.0, 0.25]
 
 
-def test_prints_a_table_and_writes_numbers(tmp_path):
+def test_prints_a_table_and_writes_numbers(benchmark, tmp_path, capsys):
+    """Each method in a process of its own: `python -m benchmarks matching` for it alone."""
     numbers = tmp_path / "new" / "numbers.json"
-    done = run("matching", *SIZES, "--methods", "vectorised", "exact", "--json", numbers)
-    assert done.returncode == 0, done.stderr
-    assert "vectorised" in done.stdout
-    assert "4 of 4" in done.stdout
+    arguments = ["matching", *SIZES, "--methods", "vectorised", "exact", "--json", str(numbers)]
+    assert benchmark("__main__").main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "vectorised" in printed
+    assert "4 of 4" in printed
     written = json.loads(numbers.read_text())
     assert written["settings"]["channels"] == 64
     for result in written["results"].values():
