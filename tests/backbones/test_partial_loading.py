@@ -23,7 +23,7 @@ from ditf_probe.errors import InputError
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RUN = {"timestep": 260, "image_ids": ["a"]}
 
-pytestmark = pytest.mark.usefixtures("autoencoders_once")
+pytestmark = pytest.mark.usefixtures("autoencoders_once", "no_gradients")
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -94,8 +94,15 @@ def assert_same_features(found: dict[Any, TappedBlock], expected: dict[Any, Tapp
             assert value is None or torch.equal(value, getattr(there, name))
 
 
-def test_a_truncated_load_equals_a_full_one(pipeline: Path, full: Backbone, start: Backbone) -> None:
-    expected = features(full, list(range(full.num_blocks)))
+@pytest.fixture(scope="module")
+def expected(full: Backbone) -> dict[tuple[str, int], TappedBlock]:
+    """Features of the whole model, of all blocks."""
+    return features(full, list(range(full.num_blocks)))
+
+
+def test_a_truncated_load_equals_a_full_one(
+    pipeline: Path, full: Backbone, start: Backbone, expected: dict[tuple[str, int], TappedBlock]
+) -> None:
     for last in range(full.num_blocks):
         part = load_backbone(pipeline, device="cpu", last_block=last) if last else start
         found = features(part, list(range(last + 1)))
@@ -124,13 +131,18 @@ def test_it_holds_not_a_parameter_more(original: Any, start: Backbone) -> None:
     copy.deepcopy(part).to("cpu", torch.float64)  # nothing is left that could not be moved
 
 
-def test_of_the_last_block_only_what_a_tap_needs(pipeline: Path, full: Backbone, control: Backbone) -> None:
+def test_of_the_last_block_only_what_a_tap_needs(
+    pipeline: Path, full: Backbone, control: Backbone, expected: dict[tuple[str, int], TappedBlock]
+) -> None:
     """What runs in it after the tap is not in memory, not in an untrained control either; settings are the same."""
     last = full.num_blocks - 1
     part = load_backbone(pipeline, device="cpu", last_block=last, last_tap="attention")
     part_control = part.untrained()
-    for first, second in ((full, part), (control, part_control)):
-        runs = [b(picture(full), blocks=[0, last], tap="attention", **RUN) for b in (first, second)]
+    whole_run = {block: expected["attention", block] for block in (0, last)}
+    part_run, *control_runs = (
+        b(picture(full), blocks=[0, last], tap="attention", **RUN) for b in (part, control, part_control)
+    )
+    for runs, first, second in (((whole_run, part_run), full, part), (control_runs, control, part_control)):
         assert all(torch.equal(runs[0][block].hidden_states, runs[1][block].hidden_states) for block in (0, last))
         assert first.settings() == second.settings()
     whole, held = (dict(b.transformer.named_parameters()) for b in (full, part))
@@ -160,7 +172,9 @@ def test_reading_equals_that_of_diffusers(pipeline: Path, original: Any) -> None
         assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
-def test_shards_of_later_blocks_are_not_opened(pipeline: Path, start: Backbone, tmp_path: Path) -> None:
+def test_shards_of_later_blocks_are_not_opened(
+    pipeline: Path, start: Backbone, expected: dict[tuple[str, int], TappedBlock], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(pipeline, tmp_path / "pipe"))
     index = json.loads((folder / "transformer" / f"{WEIGHTS}.index.json").read_text())["weight_map"]
     needed = {index[name] for name in start.transformer.state_dict()}
@@ -168,7 +182,7 @@ def test_shards_of_later_blocks_are_not_opened(pipeline: Path, start: Backbone, 
     for shard in spared:
         (folder / "transformer" / shard).write_bytes(b"")
     part = load_backbone(folder, device="cpu", last_block=0)
-    assert_same_features(features(part, [0]), features(start, [0]))
+    assert_same_features(features(part, [0]), expected)
     if spared:
         with pytest.raises(InputError, match="cannot be read"):
             load_backbone(folder, device="cpu")
