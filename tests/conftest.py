@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -27,26 +28,55 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def parsers() -> dict[tuple[str, ...], dict[str, Any]]:
+    return {}
+
+
+@pytest.fixture
+def parsers_once(parsers: dict[tuple[str, ...], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser of `train.py` or `eval.py` is made once for each verb, for tests that only parse."""
+    from lightning.pytorch.cli import LightningCLI
+
+    make = LightningCLI.setup_parser
+
+    def make_once(self: LightningCLI, *arguments: Any) -> None:
+        key = type(self).__name__, *self.subcommands()
+        if key not in parsers:
+            before = set(vars(self))
+            make(self, *arguments)
+            parsers[key] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(parsers[key])
+
+    monkeypatch.setattr(LightningCLI, "setup_parser", make_once)
+
+
 # By what they take, the longest first; the last file to start should be a short one.
 HEAVY = (
     "test_kills.py",  # its forks are those of a process that is small as yet
     "test_cli.py",
-    "test_partial_loading.py",
     "test_families.py",
+    "test_partial_loading.py",
     "test_heads_learn.py",
-    "test_ranks.py",
-    "test_killed_training.py",
-    "test_training_ranks.py",
-    "test_training_craft.py",
-    "test_plans.py",
     "test_findings.py",
-    "test_stored_runs.py",
-    "test_ablation.py",
+    "test_training.py",
+    "test_training_craft.py",
     "test_quantised_and_offloaded.py",
-    "test_propagation.py",
-    "test_whole_runs.py",
+    "test_stored_runs.py",
     "test_scaling_model.py",
+    "test_training_ranks.py",
+    "test_plans.py",
+    "test_whole_runs.py",
+    "test_ablation.py",
+    "test_search_terms.py",
+    "test_adapted_backbones.py",
+    "test_propagation.py",
+    "test_selection.py",
+    "test_several_backbones.py",
+    "test_killed_training.py",
+    "test_ranks.py",
     "test_description.py",
+    "test_ablation_ranks.py",
 )
 
 

@@ -25,6 +25,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("parsers_once")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_configuration_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trains = "ProbeTask" in path.read_text() or "PretrainTask" in path.read_text()

@@ -44,6 +44,7 @@ def configuration(command: Command) -> tuple[str, ...]:
 COMMANDS = {configuration(step): step for command in every(smoke=True) for step in steps(command)}
 
 
+@pytest.mark.usefixtures("parsers_once")
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: " ".join(command[:2]))
 def test_every_command_parses(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = command
