@@ -29,12 +29,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def parsers() -> dict[tuple[str, ...], dict[str, Any]]:
+def made_parsers() -> dict[tuple[str, ...], dict[str, Any]]:
     return {}
 
 
 @pytest.fixture
-def parsers_once(parsers: dict[tuple[str, ...], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def parsers_once(made_parsers: dict[tuple[str, ...], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser of `train.py` or `eval.py` is made once for each verb, for tests that only parse."""
     from lightning.pytorch.cli import LightningCLI
 
@@ -42,11 +42,11 @@ def parsers_once(parsers: dict[tuple[str, ...], dict[str, Any]], monkeypatch: py
 
     def make_once(self: LightningCLI, *arguments: Any) -> None:
         key = type(self).__name__, *self.subcommands()
-        if key not in parsers:
+        if key not in made_parsers:
             before = set(vars(self))
             make(self, *arguments)
-            parsers[key] = {name: value for name, value in vars(self).items() if name not in before}
-        vars(self).update(parsers[key])
+            made_parsers[key] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(made_parsers[key])
 
     monkeypatch.setattr(LightningCLI, "setup_parser", make_once)
 

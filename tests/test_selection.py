@@ -44,14 +44,14 @@ def score_by_loop(block: int, timestep: int, num_pairs: int) -> float:
 
 def test_scores_equal_a_plain_loop() -> None:
     extractor = FeatureExtractor(load_backbone("ditf-tiny", device="cpu"), blocks=[1, 3], timestep=100, image_size=64)
-    scores = score_blocks(extractor, SyntheticPairs("val", num_pairs=12))
-    assert scores == pytest.approx({block: score_by_loop(block, 100, 12) for block in (1, 3)})
+    scores = score_blocks(extractor, SyntheticPairs("val", num_pairs=8))
+    assert scores == pytest.approx({block: score_by_loop(block, 100, 8) for block in (1, 3)})
     assert len(set(scores.values())) == 2
 
 
 def test_the_best_cell_is_chosen_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    best = select("ditf-tiny", timesteps=[100, 900], num_pairs=12, device="cpu")
-    cells = {(block, t): score_by_loop(block, t, 12) for block in (best.block,) for t in (100, 900)}
+    best = select("ditf-tiny", timesteps=[100, 900], num_pairs=8, device="cpu")
+    cells = {(block, t): score_by_loop(block, t, 8) for block in (best.block,) for t in (100, 900)}
     assert best.pck == pytest.approx(cells[best.block, best.timestep])
     assert best.pck == max(cells.values())
     assert f"block {best.block}, timestep {best.timestep}: {best.pck:.1f}" in capsys.readouterr().out
