@@ -10,7 +10,7 @@ from torch import nn
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.errors import InputError
-from ditf_probe.probes import LoraSettings, check_num_timesteps, load_weights
+from ditf_probe.probes import LoraSettings, check_num_timesteps, init_args, load_weights
 from ditf_probe.tasks.adapted import adapt
 from ditf_probe.tasks.rows import ROWS, SEED
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -71,12 +71,13 @@ class HeadPlan:
             features: What it is trained on; its blocks are those of the head.
 
         Raises:
-            InputError: The head is for another number of timesteps, the weights to start from do not fit, or the
-                backbone takes no such adapters.
+            InputError: The head does not keep its arguments, is for another number of timesteps, the weights to start
+                from do not fit, or the backbone takes no such adapters.
         """
         name, blocks = self.copies[copy], list(features.blocks)
         with self.seeded(copy):
             head = self.factories[name](backbone.common_channels(blocks), blocks)
+        init_args(head)  # what no folder could hold is refused before it is trained
         check_num_timesteps("probes", name, getattr(head, "num_timesteps", None), features.timestep)
         if name in self.init_from:
             load_weights(head, self.init_from[name], asdict(features))

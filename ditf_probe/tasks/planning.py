@@ -92,7 +92,7 @@ def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
         if not 0 <= block < backbone.num_blocks:
             remedy = f"it takes block {block} and {backbone.name} has 0 to {backbone.num_blocks - 1}"
             raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
-        if width != backbone.channels_at(block):
+        if width not in (None, backbone.channels_at(block)):  # a head of another project may not say it
             remedy = f"it takes {width} channels and {backbone.name} has {backbone.channels_at(block)}"
             raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
     differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
