@@ -127,15 +127,19 @@ def ablation_tables(comparison: dict[str, Any]) -> Iterator[Table]:
         for line in dict.fromkeys(cell.line for cell in cells):
             here = {cell.count: cell for cell in cells if cell.line == line}
             modulation, discard, choice, seed = line
-            channels = f"random, seed {seed}" if choice == "random" else choice
             table.add_row(
                 "" if discard != "none" else modulation,
                 _DISCARDS[discard],
-                channels,
+                _channels(choice, seed),
                 *(_text(here[count], key) if count in here else "" for count in counts),
                 end_section=line == [cell.line for cell in cells if cell.modulation == modulation][-1],
             )
         yield table
+
+
+def _channels(choice: str, seed: int) -> str:
+    """Which channels go; of so many the strongest may be massive or not."""
+    return {"massive": "strongest", "random": f"random, seed {seed}"}.get(choice, "")
 
 
 def _text(cell: Cell, key: str) -> str:
@@ -167,7 +171,7 @@ def ablation_picture(comparison: dict[str, Any], dataset: str) -> Picture:
         spans = [point.delta_ci95 if relative else point.ci95 for point in points]
         panels[modulation].append(
             Curve(
-                f"{_DISCARDS[discard]}, {choice}" + (f" {seed}" if choice == "random" else ""),
+                f"{_DISCARDS[discard]}, {_channels(choice, seed)}",
                 [float(point.count) for point in points],
                 [float(point.delta or 0.0) if relative else point.scores[key] for point in points],
                 None if None in spans else [(span[0], span[1]) for span in spans if span is not None],
