@@ -28,8 +28,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.root is not None:
         PFWillow(options.root)  # a bad folder must not come to light after the first training
     asked = Options(Path(options.run_dir), options.store, options.root, options.smoke)
+    commands = list(PLANS[options.name](asked))  # a missing folder is told before one is made
     ensure_writable(asked.folder, "--run-dir")
-    for command in PLANS[options.name](asked):
+    for command in commands:
         perform(command, run_command)
     if options.name in _CONCLUSIONS:
         _CONCLUSIONS[options.name](asked)
