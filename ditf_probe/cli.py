@@ -3,12 +3,12 @@
 import argparse
 import gc
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ def _check_checkpoint(ckpt_path: str | None, last: Path) -> None:
         raise InputError("ckpt_path", ckpt_path, f"there is no {path}, name a checkpoint or leave it out to start anew")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
         raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one") from error
 
 
@@ -174,8 +174,29 @@ def _one_line(command: Callable[[], None]) -> None:
         cause = error if isinstance(error, argparse.ArgumentError | MisconfigurationException) else _refusal(error)
         if cause is None:
             raise
-        print("error: " + " ".join(str(cause).split()), file=sys.stderr)
+        print("error: " + _in_one_line(str(cause)), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+_OF_TYPES = ("Subtypes:", "Errors:", "Given value type:", "Given value: {", "Given value: [", "Given value: Nested")
+_OF_CALLABLES = re.compile(r"Type \S+\[.*\] expects a function or a callable class: |\.? Got value: Namespace\(.*\)$")
+_REMEDIES = {
+    "not accept": "correct its name or leave it out",
+    "are required": "give them, or a run file with --config",
+    "No module named": "put its file beside train.py, or its folder into PYTHONPATH",
+}
+
+
+def _in_one_line(message: str) -> str:
+    """What is wrong, without the types that jsonargparse has tried and the whole values that it was given."""
+    found: list[str] = []
+    for line in (line.strip() for line in message.splitlines()):
+        if line.startswith(_OF_TYPES) or line == "- Expected a <class 'NoneType'>":
+            continue
+        line = line.removeprefix("- ").removesuffix("Does not validate against any of the Union subtypes")
+        found.append(_OF_CALLABLES.sub("", line))
+    remedies = [f": {remedy}" for sign, remedy in _REMEDIES.items() if sign in found[-1]]
+    return " ".join(" ".join(found).split()) + "".join(remedies)
 
 
 def _refusal(error: BaseException | None) -> InputError | None:

@@ -10,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.csv_files import alphas_of
-from ditf_probe.comparison.table_parts import WORDS, interval_text
+from ditf_probe.comparison.table_parts import WORDS, fitted, interval_text
 from ditf_probe.files import write_text
 from ditf_probe.metrics.pck import alpha_key
 from ditf_probe.pictures import Curve, Picture, curve_panels, save_picture
+from ditf_probe.printing import WIDEST
 
 _DISCARDS = {"none": "", "pre_norm": "before", "post_adaln": "after"}
 _COLOURS = {"pre_norm": "#2f6fb0", "post_adaln": "#c4432b"}
@@ -109,8 +110,13 @@ def ablation_csv(comparison: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def ablation_tables(comparison: dict[str, Any]) -> Iterator[Table]:
-    """A table per data set: normalisation and discard down, numbers of channels across."""
+def ablation_tables(comparison: dict[str, Any], width: int = WIDEST) -> Iterator[Table]:
+    """A table per data set: normalisation and discard down, numbers of channels across.
+
+    Args:
+        comparison: As `summarise` returns it.
+        width: Characters in a line of the terminal; in a narrow one some numbers of channels are left out.
+    """
     key = _primary(comparison)
     for name, dataset in comparison["datasets"].items():
         cells = ablation_cells(comparison, name)
@@ -134,7 +140,7 @@ def ablation_tables(comparison: dict[str, Any]) -> Iterator[Table]:
                 *(_text(here[count], key) if count in here else "" for count in counts),
                 end_section=line == [cell.line for cell in cells if cell.modulation == modulation][-1],
             )
-        yield table
+        yield fitted(table, width, [str(count) for count in counts[1:-1]])
 
 
 def _channels(choice: str, seed: int) -> str:
