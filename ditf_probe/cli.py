@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -68,6 +69,14 @@ class TrainCLI(DiTFProbeCLI):
         """The verbs of `train.py`."""
         return {"fit": LightningCLI.subcommands()["fit"]}
 
+    def after_fit(self) -> None:
+        """Says where the trained probes are, on one rank."""
+        from ditf_probe.tasks import ProbeTask  # nothing that --help has to wait for
+
+        if isinstance(self.model, ProbeTask) and self.trainer.is_global_zero:
+            for name, score in self.model.best.items():
+                print(f"probe       {self.model.run_dir / 'probes' / name}, validation PCK@0.10 {score:.1f}")
+
 
 class EvaluateCLI(DiTFProbeCLI):
     """Evaluation: `validate`, `test`, `predict`. After a test the comparison is written and printed."""
@@ -114,7 +123,7 @@ def _check_checkpoint(ckpt_path: str | None, last: Path) -> None:
         raise InputError("ckpt_path", ckpt_path, f"there is no {path}, name a checkpoint or leave it out to start anew")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one") from error
 
 

@@ -39,6 +39,9 @@ def test_train_then_compare_then_recompute(tmp_path: Path, capsys: pytest.Captur
     run = ["--run_dir", str(tmp_path)]
     train(["fit", *TINY, *run, "--trainer.max_epochs", "1"])
     probes = [str(tmp_path / "probes" / name) for name in ("linear", "aggregation")]
+    printed = capsys.readouterr().out
+    for probe in probes:
+        assert f"probe       {probe}, validation PCK@0.10 " in printed
     evaluate(["test", *TINY, *run, "--probe", *probes])
     text = (tmp_path / "comparison.json").read_text()
     comparison = json.loads(text)
