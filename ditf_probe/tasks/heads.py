@@ -12,7 +12,7 @@ from ditf_probe.backbones.base import Backbone
 from ditf_probe.errors import InputError
 from ditf_probe.probes import LoraSettings, check_num_timesteps, load_weights
 from ditf_probe.tasks.adapted import adapt
-from ditf_probe.tasks.rows import ROWS, SEED
+from ditf_probe.tasks.rows import ROWS, SEED, is_copy
 from ditf_probe.tasks.settings import BackboneFeatures
 
 HeadFactory = Callable[[int, Sequence[int]], nn.Module]
@@ -46,8 +46,10 @@ class HeadPlan:
         if not self.factories:
             raise InputError("probes", {}, "name at least one probe to train")
         for name in self.factories:
-            if name in ROWS or not name.isidentifier():
-                raise InputError("probes", name, "choose a name of letters and digits that no other row has")
+            if name in ROWS or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+                raise InputError("probes", name, "choose another name, of letters and digits, that no other row has")
+            if is_copy(name):
+                raise InputError("probes", name, "choose another name, this one is that of a copy from a seed")
         for argument, names in (("probe_blocks", self.blocks), ("init_from", self.init_from)):
             for name in names:
                 if name not in self.factories:

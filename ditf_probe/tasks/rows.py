@@ -127,6 +127,11 @@ def chosen_rows(names: Sequence[str]) -> list[Row]:
     return [ROWS[name] for name in names]
 
 
+def is_copy(name: str) -> bool:
+    """Whether a folder of this name holds the copy of a head from one of several seeds."""
+    return _SEED_FOLDER.fullmatch(name) is not None
+
+
 def probe_names(folders: Sequence[str]) -> dict[str, Path]:
     """Row names of probe folders: the name of the folder, with that of its run before it where names meet.
 
@@ -142,7 +147,7 @@ def probe_names(folders: Sequence[str]) -> dict[str, Path]:
         InputError: Two folders cannot be told apart, one has the name of another row, or one holds a probe and copies.
     """
     paths = [path for folder in folders for path in _copies(Path(folder))]
-    depths = [2 if _SEED_FOLDER.fullmatch(path.resolve().name) else 1 for path in paths]
+    depths = [2 if is_copy(path.resolve().name) else 1 for path in paths]
     short = ["/".join(path.resolve().parts[-depth:]) for path, depth in zip(paths, depths, strict=True)]
     names: dict[str, Path] = {}
     for path, name, depth in zip(paths, short, depths, strict=True):
@@ -159,7 +164,7 @@ def _copies(folder: Path) -> list[Path]:
     Raises:
         InputError: It holds both, one of which is left from another training.
     """
-    found = [path for path in folder.glob(f"{SEED}*") if _SEED_FOLDER.fullmatch(path.name)]
+    found = [path for path in folder.glob(f"{SEED}*") if is_copy(path.name)]
     if found and (folder / WEIGHTS).is_file():
         raise InputError("probe_folders", str(folder), f"holds a probe and {found[0].name}, remove what is not current")
     return sorted(found, key=lambda path: int(path.name.removeprefix(SEED))) or [folder]
