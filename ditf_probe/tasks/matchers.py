@@ -13,7 +13,7 @@ from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.channels import MASSIVE
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
-from ditf_probe.probes import Probe, lora_of, takes_timesteps
+from ditf_probe.probes import lora_of, remarks_of, takes_timesteps
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
@@ -216,9 +216,9 @@ class FeatureMatcher(MapMatcher):
             counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
             kind = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
             words.append(f"{' + '.join(map(str, counts))} {kind}channel{'' if counts == [1] else 's'}")
-        if isinstance(self.probe, Probe):
+        if self.probe is not None:
             known = self.blocks if recipes.knows_massive_channels else []
-            words += self.probe.remarks({block: recipes.discarded(block, MASSIVE) for block in known})
+            words += remarks_of(self.probe, {block: recipes.discarded(block, MASSIVE) for block in known})
         return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.datamodule import PairDataModule
@@ -186,6 +186,32 @@ def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_chann
     task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path))
     trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
     assert rows_of(task)["gate"].notes == ("block 1: 2 of 16 channels closed, 1 of 2 massive",)
+
+
+class Own(nn.Module):
+    """A head of one's own that inherits nothing, and has something to say."""
+
+    def __init__(self, channels: int, blocks: list[int]) -> None:
+        super().__init__()
+        self.channels, self.blocks = channels, list(blocks)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: dict[int, Tensor]) -> Tensor:
+        return self.scale * features[self.blocks[0]]
+
+    def remarks(self, massive: dict[int, list[int]]) -> list[str]:
+        return [f"massive: {massive}"]
+
+
+def test_a_head_of_ones_own_has_its_say(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    features = replace(features, massive_channels=[3])
+    task = CorrespondenceTask(
+        features, ["adaln"], save_fresh(tmp_path, features, {"own": Own}, [1]), run_dir=str(tmp_path)
+    )
+    trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
+    assert rows_of(task)["own"].notes == ("massive: {1: [3]}",)
 
 
 def test_a_configuration_names_heads_by_class_path(features: BackboneFeatures) -> None:
