@@ -22,6 +22,9 @@ class CycleConsistency(GaussianTerm):
         temperature: Cosines are divided by this on both ways; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether cycles begin in the target too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     way_back = True

@@ -23,6 +23,9 @@ class DenseContrast(SearchTerm):
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         margin: Radius around the partner without negatives, in cells of the searched map.
         symmetric: Whether keypoints of the target are searched in the source too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(

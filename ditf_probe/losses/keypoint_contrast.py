@@ -30,6 +30,9 @@ class KeypointContrast(Term):
         temperature: Cosines are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         margin: Radius around the partner without negatives, in cells of the searched map.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(self, temperature: float = 0.07, learn_temperature: bool = True, margin: float = 1.0) -> None:

@@ -116,6 +116,9 @@ class GaussianTerm(SearchTerm):
         temperature: As in `Term`.
         learn_temperature: As in `Term`.
         symmetric: As in `SearchTerm`.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(

@@ -35,6 +35,9 @@ class SoftArgmaxRegression(SearchTerm):
         temperature: Cosines are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether keypoints of the target are searched in the source too.
+
+    Raises:
+        InputError: An unknown choice, or a number out of range.
     """
 
     def __init__(

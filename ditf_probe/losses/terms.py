@@ -56,6 +56,9 @@ class Term(nn.Module, ABC):
     Args:
         temperature: Cosines are divided by this, from 0.01 to 1; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     needs: frozenset[Need] = MAPS | POINTS

@@ -30,6 +30,9 @@ class OptimalTransport(GaussianTerm):
         temperature: Cosines are divided by this, the weight of the entropy; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether keypoints of the target are sent to the source too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(
