@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 
 
 class CycleConsistency(GaussianTerm):
@@ -32,6 +33,6 @@ class CycleConsistency(GaussianTerm):
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`."""
         del seen
-        neighbours = F.normalize(self.logits(near, far).softmax(dim=2) @ far.cells.mT, dim=2)
-        back = neighbours @ near.cells / self.temperature
+        neighbours = F.normalize(far.mean_of_units(self.logits(near, far).softmax(dim=2)), dim=2)
+        back = near.cosines(neighbours) / self.temperature
         return -(self.gaussians(near) * back.log_softmax(dim=2)).sum(dim=2)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ditf_probe.errors import InputError
-from ditf_probe.losses.searching import End, SearchTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import SearchTerm
 
 
 class DenseContrast(SearchTerm):

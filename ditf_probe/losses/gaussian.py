@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 
 
 class GaussianCrossEntropy(GaussianTerm):

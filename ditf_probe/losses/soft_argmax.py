@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.losses.searching import End, SearchTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import SearchTerm
 from ditf_probe.losses.terms import check_positive
 
 Kind = Literal["softargmax", "window_softargmax", "kernel_softargmax"]

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 from ditf_probe.losses.terms import check_positive
 
 
