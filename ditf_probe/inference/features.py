@@ -14,14 +14,13 @@ from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.devices import resolve_device
 from ditf_probe.errors import InputError
-from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.geometry import Transform, crop_features
 from ditf_probe.matching import MatchingRule, match_by_rule
 from ditf_probe.matching.rules import DEFAULT_RULE
 from ditf_probe.probes import takes_timesteps
 from ditf_probe.tasks.adapted import adapted
 from ditf_probe.tasks.backbone_files import read_features
-from ditf_probe.tasks.models import loaded_part
+from ditf_probe.tasks.models import loaded_part, make_extractor
 from ditf_probe.tasks.prompts import CATEGORY, encode_image_prompts, loading_options, prompts_for, read_captions
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -55,8 +54,7 @@ class DenseFeatures(nn.Module):
             raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
         self.settings = settings
         backbone = adapted(backbone, head)
-        options = settings.sized(backbone.common_stride(blocks)).extractor_options() | {"blocks": blocks}
-        self.extractor = FeatureExtractor(backbone, **options)
+        self.extractor = make_extractor(backbone, settings, blocks)
         self.backbone, self.head = backbone, head
         self._captions = None if settings.captions is None else read_captions(settings.captions)
         self.eval()

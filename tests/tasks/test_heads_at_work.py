@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.synthetic import SyntheticPairs
+from ditf_probe.data.warped import WarpedPhotos
 from ditf_probe.metrics.predictions import COLUMNS
 from ditf_probe.probes import (
     BottleneckProbe,
@@ -212,6 +213,30 @@ def test_a_head_of_ones_own_has_its_say(
     )
     trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
     assert rows_of(task)["own"].notes == ("massive: {1: [3]}",)
+
+
+def test_a_head_keeps_the_calibration_of_its_training(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    """Whatever the other rows are calibrated on, and where nothing is."""
+    features = replace(features, discard="pre_norm", massive_ratio=1.5, position_debias="mean")
+    trainer(max_epochs=1).fit(ProbeTask(features, {"linear": LEARNT["linear"]}, run_dir=str(tmp_path)), pairs)
+    folder, tests = str(tmp_path / "probes" / "linear"), {"synthetic": pairs.test["synthetic"]}
+    found = {}
+    for name, calibration, row in (
+        ("same", pairs.train, "adaln+discard_pre"),
+        ("other", WarpedPhotos(num_pairs=3, image_size=32), "adaln+discard_pre"),
+        ("none", None, "adaln"),
+    ):
+        task = CorrespondenceTask(features, [row], [folder], run_dir=str(tmp_path))
+        trainer().test(task, PairDataModule(test=tests, calibration=calibration), verbose=False)
+        found[name] = rows_of(task)
+    assert found["same"]["adaln+discard_pre"].notes != found["other"]["adaln+discard_pre"].notes
+    for name in ("other", "none"):
+        assert found[name]["linear"].notes == found["same"]["linear"].notes == ("1 channel",)
+        for column in COLUMNS:
+            a, b = (getattr(found[x]["linear"].predictions, column) for x in ("same", name))
+            np.testing.assert_array_equal(a, b, err_msg=f"{name}, {column}")
 
 
 def test_a_configuration_names_heads_by_class_path(features: BackboneFeatures) -> None:
