@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import yaml
 
 from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.errors import InputError
-from ditf_probe.files import ensure_writable, write_text
+from ditf_probe.files import ensure_writable, is_checkpoint, write_text
 from ditf_probe.sweeping.grid import RESERVED, Overrides, run_name
 from ditf_probe.sweeping.records import Record, Step, in_order, probe_folders, read_record, steps_to_do
 
@@ -167,14 +166,8 @@ def reason(log: Path, code: int) -> str:
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """The last checkpoint of a training, where there is a whole one."""
-    import torch  # slow to import
-
     path = run_dir / "checkpoints" / "last.ckpt"
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError):
-        return None
-    return path
+    return path if is_checkpoint(path) else None
 
 
 def files_of(config: Path) -> dict[str, str]:
