@@ -144,6 +144,7 @@ class TrainingData:
             "val": dataset_settings(pairs.val),
             "batch_size": pairs.batch_size,
             "balanced": pairs.balanced,
+            "data_seed": pairs.seed,
             "crop": self.crop,
         }
 

@@ -203,7 +203,7 @@ def test_accumulated_gradients_are_the_mean_over_batches(
     for name, value in one.steps[0].items():
         torch.testing.assert_close(value, torch.stack([step[name] for step in apart.steps]).mean(0))
     facts = read_facts(tmp_path / "probes" / "mix").training
-    assert facts["step"] == 3
+    assert (facts["step"], facts["batch_size"], facts["data_seed"]) == (3, 2, 0)
 
 
 def test_bfloat16_trains_like_float32_and_is_validated_in_float32(
