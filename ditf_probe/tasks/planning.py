@@ -19,6 +19,7 @@ from ditf_probe.probes.folder import load_beside
 from ditf_probe.tasks.adapted import adapted_stream
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.heads import check_copies
 from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_extractor, make_stream, pass_of, shared_streams
 from ditf_probe.tasks.records import Kind
@@ -55,12 +56,13 @@ def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list
     """Loads probes by row name; their blocks, timestep, tap and modulation replace those of the evaluation.
 
     Raises:
-        InputError: A folder is not a probe.
+        InputError: A folder is not a probe, or copies of one head were not trained alike.
     """
     held = []
     for name, folder in folders.items():
         module, facts = load_probe(folder)
         held.append(HeldProbe(name, module, _trained_on(facts, features), facts, load_beside(folder)))
+    check_copies({probe.name: probe.facts for probe in held})
     return held
 
 
