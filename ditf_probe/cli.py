@@ -9,10 +9,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -22,7 +20,7 @@ from ditf_probe.callbacks.pictures import log_picture
 from ditf_probe.comparison import ablation_pictures, report, report_from_predictions, report_measured
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
-from ditf_probe.files import ensure_writable
+from ditf_probe.files import ensure_writable, is_checkpoint
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks import CorrespondenceTask, ExtractionTask
 from ditf_probe.tasks.image_task import ImageTask
@@ -121,10 +119,8 @@ def _check_checkpoint(ckpt_path: str | None, last: Path) -> None:
     path = last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise InputError("ckpt_path", ckpt_path, f"there is no {path}, name a checkpoint or leave it out to start anew")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one") from error
+    if not is_checkpoint(path):
+        raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one")
 
 
 def _with_named_verb(cli: type[DiTFProbeCLI], args: ArgsType) -> type[DiTFProbeCLI]:

@@ -62,6 +62,15 @@ def _layers(options: Options) -> None:
         print(f"layers      {file}")
 
 
+def _adapters(options: Options) -> None:
+    from ditf_probe.experiments.adapting import adapted_entries, adapters_table, write_adapters
+
+    folder = options.folder / "adapters"
+    rows = adapted_entries(folder)
+    _show(adapters_table(rows))
+    print(f"adapters    {write_adapters(folder, rows)}")
+
+
 def _show(table: Any) -> None:
     from ditf_probe.printing import console
 
@@ -69,6 +78,7 @@ def _show(table: Any) -> None:
 
 
 _CONCLUSIONS: dict[str, Callable[[Options], None]] = {
+    "adapters": _adapters,
     "curves": _curves,
     "generalise": _generalise,
     "layers": _layers,

@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.predictions_files import read_predictions
-from ditf_probe.comparison.summary import differences, scoring_of
 from ditf_probe.comparison.table_parts import STYLES, interval_text
 from ditf_probe.experiments.entries import CELLS, Entry, comparison_of, entries
 from ditf_probe.experiments.plans import DISTILLED, PLAIN
+from ditf_probe.experiments.twins import to_twins
 from ditf_probe.files import write_text
 from ditf_probe.tasks.records import RunResult
 
@@ -57,9 +57,7 @@ def side_by_side(run_dir: Path) -> Sides:
 
 def _scores(comparison: dict[str, Any], result: RunResult, side: str) -> dict[str, Score]:
     found = {entry.row: entry for entry in entries(comparison, side)}
-    twins = [(row, f"{PLAIN}{row.removeprefix(DISTILLED)}") for row in found if row.startswith(f"{DISTILLED}/")]
-    (dataset,) = (dataset for dataset in result.datasets if dataset.name == side)
-    to_plain = dict(zip((row for row, _ in twins), differences(dataset, scoring_of(result), twins), strict=True))
+    to_plain = to_twins(result, side, found, DISTILLED, PLAIN)
     return {row: Score(entry, to_plain.get(row)) for row, entry in found.items()}
 
 

@@ -54,7 +54,8 @@ def weights_of(folders: Mapping[str, Path]) -> list[Weight]:
     for head, folder in folders.items():
         probes = sorted(path.parent for path in folder.rglob("probe.safetensors"))
         if not probes:
-            raise InputError("--run-dir", str(folder), "holds no probe, run `ditf-probe experiment heads` first")
+            remedy = "holds no probe, run `ditf-probe experiment heads` first, and with --root also `transfer`"
+            raise InputError("--run-dir", str(folder), remedy)
         for path in probes:
             found += _weights(head, path)
     return found

@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import yaml
 
 from ditf_probe.backbones.fingerprint import file_sha256
 from ditf_probe.errors import InputError
-from ditf_probe.files import ensure_writable, write_text
-from ditf_probe.sweeping.grid import Overrides, run_name
+from ditf_probe.files import ensure_writable, is_checkpoint, write_text
+from ditf_probe.sweeping.grid import RESERVED, Overrides, run_name
 from ditf_probe.sweeping.records import Record, Step, in_order, probe_folders, read_record, steps_to_do
 
 PROGRAMS = {"fit": "train.py", "test": "eval.py"}
@@ -35,7 +34,7 @@ class Sweep:
         verbs: Steps of each run, some of "fit" and "test" in this order.
 
     Raises:
-        InputError: Another verb or order, or a configuration that is not there.
+        InputError: Another verb or order, a configuration that is not there, or a setting that each run has of its own.
     """
 
     folder: Path
@@ -52,8 +51,11 @@ class Sweep:
                     "--config", config, "no such file, name a configuration such as configs/quickstart.yaml"
                 )
         for setting in self.settings:
-            if "=" not in setting:
+            key, sign, _ = setting.partition("=")
+            if not sign:
                 raise InputError("--set", setting, "write KEY=VALUE")
+            if key in RESERVED:
+                raise InputError("--set", setting, f"the sweep itself sets {key}, leave it out")
 
     def run_dir(self, name: str) -> Path:
         """The folder of a run."""
@@ -164,14 +166,8 @@ def reason(log: Path, code: int) -> str:
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """The last checkpoint of a training, where there is a whole one."""
-    import torch  # slow to import
-
     path = run_dir / "checkpoints" / "last.ckpt"
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError):
-        return None
-    return path
+    return path if is_checkpoint(path) else None
 
 
 def files_of(config: Path) -> dict[str, str]:

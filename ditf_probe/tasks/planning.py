@@ -1,23 +1,27 @@
 """From the rows that were asked for to matchers: which models run, at which blocks, and who shares a pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
 from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
+from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.kept_calibration import restore
 from ditf_probe.matching import MatchingRule
 from ditf_probe.matching.rules import DEFAULT_RULE
 from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, check_num_timesteps, load_probe, lora_of, read_facts
+from ditf_probe.probes.folder import load_beside
 from ditf_probe.tasks.adapted import adapted_stream
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.heads import check_copies
 from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
-from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
+from ditf_probe.tasks.models import Models, make_extractor, make_stream, pass_of, shared_streams
 from ditf_probe.tasks.records import Kind
 from ditf_probe.tasks.rows import Fusion, Row
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -33,12 +37,14 @@ class HeldProbe:
         module: The probe, in eval mode.
         features: Settings of its features, its blocks among them.
         facts: What its folder says, or would say.
+        beside: Tensors of its folder that are no weights: what its calibration found.
     """
 
     name: str
     module: nn.Module
     features: BackboneFeatures
     facts: ProbeFacts
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def row(self) -> Row:
@@ -50,12 +56,13 @@ def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list
     """Loads probes by row name; their blocks, timestep, tap and modulation replace those of the evaluation.
 
     Raises:
-        InputError: A folder is not a probe.
+        InputError: A folder is not a probe, or copies of one head were not trained alike.
     """
     held = []
     for name, folder in folders.items():
         module, facts = load_probe(folder)
-        held.append(HeldProbe(name, module, _trained_on(facts, features), facts))
+        held.append(HeldProbe(name, module, _trained_on(facts, features), facts, load_beside(folder)))
+    check_copies({probe.name: probe.facts for probe in held})
     return held
 
 
@@ -174,12 +181,21 @@ def plan(
         stream = (
             adapted_stream(backbone, module, probe.features, chosen) if adapted else streams[pass_of(probe.features)]
         )
-        return FeatureMatcher(probe.row, rule, stream, chosen, module)
+        return FeatureMatcher(probe.row, rule, stream, chosen, module, calibrated=_calibrated(backbone, probe))
 
     first_control = next((i for i, row in enumerate(rows) if row.kind == "control"), len(rows))
     zero_shot = [*map(given, rows[:first_control]), *(other(name, settings) for name, settings in others.items())]
     rest = [*map(learnt, probes), *map(given, rows[first_control:])]
     return [*zero_shot, *_fused(fusions or {}, [*zero_shot, *rest], rule), *rest]
+
+
+def _calibrated(backbone: Backbone, probe: HeldProbe) -> FeatureExtractor | None:
+    """What makes features with the calibration of a training; None where that had none."""
+    if probe.facts.calibration is None:
+        return None
+    extractor = make_extractor(backbone, probe.features, probe.features.blocks)
+    restore(extractor, probe.facts.calibration, probe.beside, "probe_folders")
+    return extractor
 
 
 def _fused(fusions: Mapping[str, Fusion], matchers: Sequence[Matcher], rule: MatchingRule) -> Iterator[Matcher]:

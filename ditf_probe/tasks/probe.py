@@ -151,7 +151,7 @@ class ProbeTask(CorrespondenceTask):
             self.averages.update_parameters(self.probes)
 
     def on_fit_start(self) -> None:
-        """Runs the backbone over the images of this rank, once each."""
+        """Runs the backbone over the images of training and validation, once each."""
         blocks = {copy: self._blocks(copy) for copy in self.plan.copies}
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32
         probes, losses = dict(self.probes.items()), dict(self.losses.items())

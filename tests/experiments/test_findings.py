@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from ditf_probe.commands import main
 from ditf_probe.comparison import report
 from ditf_probe.errors import InputError
+from ditf_probe.experiments.adapting import adapted_entries, adapters_csv, adapters_table
 from ditf_probe.experiments.entries import entries
 from ditf_probe.experiments.generalising import generalisation_csv, generalisation_table, side_by_side
 from ditf_probe.experiments.layers import layers_csv, layers_table, weights_of, write_layers
@@ -153,6 +155,26 @@ def test_distilled_and_plain_are_resampled_together(tmp_path: Path) -> None:
     assert to_plain["value"] == 100 * difference.mean() == 25.0
     step = 100 / 16 + 0.2  # means lie so far apart, and either bootstrap may end on the next one
     assert to_plain["ci95"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=step)
+
+
+def test_adapted_beside_frozen(tmp_path: Path) -> None:
+    inside = "LoRA rank 4 in block 3"
+    rows = [row_of("adaln", [1, 0, 0, 0, 0, 0, 0, 0], "zero-shot")]
+    for seed, right in enumerate((PLAIN_0, PLAIN_1)):
+        rows.append(row_of(f"frozen/linear/seed{seed}", right))
+    for seed, right in enumerate((DISTILLED_0, DISTILLED_1)):
+        rows.append(replace(row_of(f"adapted/linear/seed{seed}", right), backbone=inside))
+    facts = {index: PairFacts(f"u{index}", "cat", f"a{index}", f"b{index}") for index in range(8)}
+    datasets = [DatasetResult("synthetic", "pair", "per_point", "bbox", facts, rows)]
+    report(RunResult(datasets, {"scoring": {"alphas": [0.05, 0.10]}}), tmp_path)
+    found = adapted_entries(tmp_path)
+    frozen, adapted = lines(adapters_csv(found))[1:]
+    keys = ("row", "backbone", "score", "gain", "to_frozen")
+    assert [frozen[key] for key in keys] == ["frozen/linear", "frozen", "37.5", "25.0", ""]
+    assert [adapted[key] for key in keys] == ["adapted/linear", inside, "62.5", "50.0", "25.0"]
+    assert float(adapted["to_frozen_low"]) <= 25 <= float(adapted["to_frozen_high"])
+    shown = adapters_table(found)
+    assert [list(column.cells)[2] for column in shown.columns][:4] == ["adapted/linear", inside, "0", "62.5 ± 0.0"]
 
 
 def test_weights_of_aggregations(tmp_path: Path) -> None:

@@ -95,3 +95,6 @@ def test_bad_arguments(tmp_path: Path) -> None:
         export_head(LinearProbe(6, [1]), [1], tmp_path / "head.onnx")
     with pytest.raises(InputError, match="grid"):
         export_head(LinearProbe(6, [1]), [1], tmp_path / "head.pt2", grid=(0, 4))
+    with pytest.raises(InputError, match=r"features.*needs block 2"):
+        export_head(LinearProbe(6, [1, 2]), [1], tmp_path / "head.pt2")
+    assert not list(tmp_path.iterdir())

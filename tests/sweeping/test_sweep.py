@@ -313,7 +313,8 @@ def test_a_dry_run_writes_nothing(config: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert printed.count("[") == 2
     assert f"$ python eval.py test --config {config} --x=1 --{RATE}=1e-3 --seed_everything=0" in printed
-    for wrong in (["--verb", "test,fit"], ["--verb", "predict"], ["--config", "/no/such.yaml"], ["--set", "x"]):
+    wrongs = [["--verb", "test,fit"], ["--verb", "predict"], ["--config", "/no/such.yaml"]]
+    for wrong in (*wrongs, ["--set", "x"], ["--set", "run_dir=runs"]):
         with pytest.raises(SystemExit) as end:
             main([*words, *wrong, "--dry-run"])
         assert end.value.code == 2

@@ -1,12 +1,16 @@
 """A backbone of a few thousand weights on disk, small pairs, and a trainer that leaves nothing behind."""
 
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from torch.multiprocessing import start_processes
 
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
@@ -64,3 +68,24 @@ def fresh() -> str:
     models = "diffusers.models.transformers.transformer_flux"
     multiprocessing.set_forkserver_preload(["pytest", "ditf_probe.cli", "torch.utils.tensorboard", models])
     return "forkserver"
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks() -> Callable[..., None]:
+    """Calls `work(*arguments)` in two processes, which Lightning takes for the two ranks of one run over gloo."""
+
+    def run(work: Callable[..., Any], *arguments: Any, method: str = "fork") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start: Callable[..., Any] = start_processes
+        start(_rank, args=(port, work, arguments), nprocs=2, start_method=method)
+
+    return run
+
+
+def _rank(rank: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    work(*arguments)

@@ -232,6 +232,8 @@ def test_wrong_checkpoint_is_named(
     [
         ({"probes": {}}, "probes"),
         ({"probes": {"adaln": PROBES["linear"]}, "probe_blocks": None}, "adaln"),
+        ({"probes": {"keys": PROBES["linear"]}, "probe_blocks": None}, "`probes` is 'keys': choose another name"),
+        ({"probes": {"seed0": PROBES["linear"]}, "probe_blocks": None}, "that of a copy from a seed"),
         ({"probe_blocks": {"other": [1]}}, "other"),
         ({"init_from": {"other": "x"}}, "other"),
         ({"temperature": math.nan}, "temperature"),
