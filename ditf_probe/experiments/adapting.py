@@ -71,8 +71,7 @@ def adapters_table(rows: list[AdaptedEntry]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         entry, gain = row.entry, row.to_frozen or {"value": None, "ci95": None}
-        spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
-        numbers = f"{entry.parameters:,}", f"{entry.score:.1f}{spread}", difference_text(gain["value"], gain["ci95"])
+        numbers = f"{entry.parameters:,}", entry.words, difference_text(gain["value"], gain["ci95"])
         table.add_row(entry.row, row.backbone, *numbers, style=STYLES[entry.kind])
     return table
 

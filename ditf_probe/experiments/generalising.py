@@ -90,10 +90,9 @@ def generalisation_table(kind: str, rows: Sides) -> Table:
 
 def _words(score: Score) -> tuple[str, str, str]:
     entry, plain = score.entry, score.to_plain or {"value": None, "ci95": None}
-    spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
     gains = ((entry.gain, entry.gain_ci95), (plain["value"], plain["ci95"]))
     to_zero_shot, to_plain = (difference_text(value, interval) for value, interval in gains)
-    return f"{entry.score:.1f}{spread}", to_zero_shot, to_plain
+    return entry.words, to_zero_shot, to_plain
 
 
 def write_generalisation(folder: Path, kinds: Mapping[str, Sides]) -> Path:
