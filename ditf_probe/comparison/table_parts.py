@@ -16,6 +16,13 @@ def interval_text(interval: list[float] | None, sign: str = "") -> str:
     return "" if interval is None else f"{interval[0]:{sign}.1f} to {interval[1]:{sign}.1f}"
 
 
+def difference_text(value: float | None, interval: list[float] | None) -> str:
+    """A difference with its sign, and its interval where it has one; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:+.1f}" + (f" ({interval_text(interval, '+')})" if interval else "")
+
+
 def number_text(value: float | None) -> str:
     """A percentage with one decimal; nothing for None."""
     return "" if value is None else f"{value:.1f}"

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from ditf_probe.comparison.csv_files import alphas_of, with_subsets
 from ditf_probe.comparison.measure_tables import breakdown_tables, measure_table
-from ditf_probe.comparison.table_parts import NOTES, STYLES, WORDS, fitted, interval_text
+from ditf_probe.comparison.table_parts import NOTES, STYLES, WORDS, difference_text, fitted, interval_text
 from ditf_probe.metrics.pck import alpha_key
 from ditf_probe.printing import WIDEST
 from ditf_probe.tasks.records import frozen_words
@@ -78,5 +78,4 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
 
 
 def _gain(gain: dict[str, Any], what: str) -> str:
-    spread = f" ({interval_text(gain['ci95'], '+')})" if gain["ci95"] else ""
-    return f"{gain['value']:+.1f}{spread} to {gain['reference']}, the {what}"
+    return f"{difference_text(gain['value'], gain['ci95'])} to {gain['reference']}, the {what}"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.predictions_files import read_predictions
-from ditf_probe.comparison.table_parts import STYLES, interval_text
+from ditf_probe.comparison.table_parts import STYLES, difference_text
 from ditf_probe.experiments.entries import CELLS, Entry, comparison_of, entries
 from ditf_probe.experiments.plans import ADAPTED, FROZEN
 from ditf_probe.experiments.twins import to_twins
@@ -70,11 +70,9 @@ def adapters_table(rows: list[AdaptedEntry]) -> Table:
     for column in ("parameters", "PCK@0.10", "to frozen"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        entry, gain = row.entry, row.to_frozen
-        spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
-        added = "" if gain is None else f"{gain['value']:+.1f} ({interval_text(gain['ci95'], '+')})"
-        cells = (entry.row, row.backbone, f"{entry.parameters:,}", f"{entry.score:.1f}{spread}", added)
-        table.add_row(*cells, style=STYLES[entry.kind])
+        entry, gain = row.entry, row.to_frozen or {"value": None, "ci95": None}
+        numbers = f"{entry.parameters:,}", entry.words, difference_text(gain["value"], gain["ci95"])
+        table.add_row(entry.row, row.backbone, *numbers, style=STYLES[entry.kind])
     return table
 
 

@@ -77,6 +77,7 @@ def test_the_mean_over_seeds_stands_in_place_of_the_copies(tmp_path: Path) -> No
     assert (linear.control, linear.control_gain) == ("same_position", 21.0)
     assert linear.cells() == [24.0, 0.7, 22.0, 26.0, 4.0, 3.0, 5.0, 21.0, "", ""]
     assert found[0].cells() == [20.0, "", 18.0, 22.0, *[""] * 6]
+    assert [x.words for x in found[:2]] == ["20.0", "24.0 ± 0.7"]
 
 
 def test_learning_curves_in_order_of_their_pairs(tmp_path: Path) -> None:
