@@ -9,6 +9,10 @@ from ditf_probe.printing import WIDEST
 
 STYLES = {"zero-shot": "", "probe": "bold", "control": "dim"}
 WORDS = {"per_point": "per point", "per_image": "per image"}
+NOTES = "notes"
+"""Header of the column of remarks, which may wrap."""
+
+_WIDTH_OF_NOTES = 40  # narrower ones stand better under the table
 
 
 def interval_text(interval: list[float] | None, sign: str = "") -> str:
@@ -26,12 +30,6 @@ def difference_text(value: float | None, interval: list[float] | None) -> str:
 def number_text(value: float | None) -> str:
     """A percentage with one decimal; nothing for None."""
     return "" if value is None else f"{value:.1f}"
-
-
-NOTES = "notes"
-"""Header of the column of remarks, which may wrap."""
-
-_WIDTH_OF_NOTES = 40  # narrower ones stand better under the table
 
 
 def fitted(table: Table, width: int, spare: Sequence[str]) -> Table:
