@@ -158,7 +158,8 @@ def in_process_of_its_own(words: list[str], log: Path) -> int:
 def reason(log: Path, code: int) -> str:
     """Why a process ended: its error line, or the last line that it wrote."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        signals = {known.value: known.name for known in signal.Signals}
+        return f"killed by {signals.get(-code, f'signal {-code}')}"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
     return (named or lines or ["it said nothing"])[-1].removeprefix("error: ")[:300]

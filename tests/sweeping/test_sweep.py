@@ -268,6 +268,7 @@ def test_why_a_process_ended(tmp_path: Path) -> None:
     log.write_text("Traceback\n  File x\nKeyError: 'width'\n\n")
     assert reason(log, 1) == "KeyError: 'width'"
     assert reason(log, -9) == "killed by SIGKILL"
+    assert reason(log, -40) == "killed by signal 40"  # between those of real time that have names
     log.write_text("")
     assert reason(log, 3) == "it said nothing"
 
