@@ -155,6 +155,7 @@ def settings_of(folder: str, facts: ProbeFacts, changes: Mapping[str, Any]) -> B
     unknown = sorted(set(facts.features) - set(known))
     if unknown:
         raise InputError("folder", folder, f"its setting {unknown[0]} is not known here, use the version that wrote it")
+    changes = {name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()}
     for name, value in changes.items():
         if name not in known or name in ("backbone", "dtype"):
             raise InputError("changes", name, "name a setting of the features, such as image_size or ensemble")
