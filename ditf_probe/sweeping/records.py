@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,9 +95,14 @@ def steps_to_do(record: Record | None, run_dir: Path, verbs: Sequence[str]) -> l
     return list(verbs[missing[0] :]) if missing else []
 
 
-def probe_folders(run_dir: Path) -> list[Path]:
-    """Folders of the probes that a run has trained, by name."""
-    return sorted(path.parent for path in (run_dir / "probes").rglob("probe.safetensors"))
+def probe_folders(folder: Path) -> list[Path]:
+    """Folders of all probes in a folder, itself among them, by name and numbers in it as numbers: `seed2`, `seed10`."""
+    return sorted((path.parent for path in folder.rglob("probe.safetensors")), key=_words_and_numbers)
+
+
+def _words_and_numbers(path: Path) -> list[list[str | int]]:
+    parts = (re.split(r"(\d+)", part) for part in path.parts)
+    return [[int(piece) if place % 2 else piece for place, piece in enumerate(part)] for part in parts]
 
 
 def _rank(value: str) -> tuple[float, str]:

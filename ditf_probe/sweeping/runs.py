@@ -70,7 +70,7 @@ class Sweep:
         words += ["--run_dir", str(run_dir)]
         if verb == "fit" and last_checkpoint(run_dir) is not None:
             words += ["--ckpt_path", "last"]
-        if verb == "test" and "fit" in self.verbs and (probes := probe_folders(run_dir)):
+        if verb == "test" and "fit" in self.verbs and (probes := probe_folders(run_dir / "probes")):
             words += ["--probe", *map(str, probes)]
         return words
 

@@ -7,7 +7,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,15 @@ class Pretended:
 
     Args:
         fails: From the words of a step to how it ends instead: an exit code, or an exception in this process.
+        probes: Names of the probes that a training keeps.
     """
 
-    def __init__(self, fails: Callable[[list[str]], int | BaseException] = lambda words: 0) -> None:
-        self.fails = fails
+    def __init__(
+        self,
+        fails: Callable[[list[str]], int | BaseException] = lambda words: 0,
+        probes: Sequence[str] = ("linear",),
+    ) -> None:
+        self.fails, self.probes = fails, probes
         self.steps: list[list[str]] = []
 
     def __call__(self, words: list[str], log: Path) -> int:
@@ -98,7 +103,8 @@ class Pretended:
             probe = LinearProbe(4, [0], width=2)
             told = {"val_pck_0.10_per_point": 12.5}
             facts = describe_probe(probe, features={"blocks": [0]}, backbone={}, training=told)
-            save_probe(run_dir / "probes" / "linear", probe.state_dict(), facts)
+            for name in self.probes:
+                save_probe(run_dir / "probes" / name, probe.state_dict(), facts)
         else:
             (run_dir / "comparison.json").write_text(json.dumps(COMPARISON))
         return 0
@@ -198,6 +204,13 @@ def test_only_what_is_missing_is_done(config: Path, tmp_path: Path) -> None:
     assert [state(sweep, run) for run in runs] == ["finished"] * 4
     (sweep.run_dir("a=1,seed_everything=0") / "comparison.json").write_text('{"datasets":')
     assert state(sweep, runs[0]) == "test"
+
+
+def test_copies_are_compared_by_seed(config: Path, tmp_path: Path) -> None:
+    sweep, copies = Sweep(tmp_path / "sweep", (str(config),)), ["a/seed2", "a/seed10", "b2", "b10"]
+    run_sweep(sweep, grid(["x=1"]), pretended := Pretended(probes=sorted(copies)))
+    words = pretended.steps[1]
+    assert words[words.index("--probe") + 1 :] == [str(sweep.run_dir("x=1") / "probes" / copy) for copy in copies]
 
 
 def test_more_values_are_appended(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
