@@ -21,7 +21,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.losses import DenseContrast, KeypointContrast, Objective
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
-from ditf_probe.tasks.planning import held_probes
+from ditf_probe.tasks.held_probes import held_probes
 from ditf_probe.tasks.rows import probe_names
 from ditf_probe.tasks.schedules import averaged
 from ditf_probe.tasks.settings import BackboneFeatures
