@@ -264,6 +264,14 @@ def test_a_training_that_keeps_nothing_fails(config: Path, tmp_path: Path) -> No
     assert state(sweep, runs[0]).startswith("fit and test (failed before: training kept no weights")
 
 
+def test_a_training_without_validation_fails(config: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep", (str(config),), ("trainer.check_val_every_n_epoch=2",))
+    assert run_sweep(sweep, grid(["seed_everything=1"]), here) == 1
+    (line,) = lines_of(sweep)
+    assert "trainer.check_val_every_n_epoch" in line["error"]
+    assert "kept no weights" in line["error"]
+
+
 def test_heads_and_denoisers_are_kept_too(config: Path, tmp_path: Path) -> None:
     for place in ("heads/adaln/probe.safetensors", "ditf_tiny.safetensors"):
 
