@@ -65,7 +65,7 @@ def _definition(command: Command) -> dict[str, Any]:
 def _outcome(run_dir: Path, verb: str) -> dict[str, str]:
     """Hashes of what a step leaves: its heads, or its comparison."""
     if verb == "fit":
-        return _hashes(folder / "probe.safetensors" for folder in probe_folders(run_dir))
+        return _hashes(folder / "probe.safetensors" for folder in probe_folders(run_dir / "probes"))
     return _hashes(file for file in [run_dir / COMPARISON] if file.is_file())
 
 

@@ -39,6 +39,9 @@ def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: 
     axes between batch and grid. Before the file gets its name, the program is read back and compared with the head
     itself on batches and grids other than that of the export.
 
+    All maps of a call have one grid, which the program checks. Of blocks on several grids, such as the up blocks of a
+    UNet, enlarge the maps to the finest grid first, bilinearly with `align_corners=False`: so the head does by itself.
+
     Args:
         head: A head of `channels` over some blocks; exported from a copy on the CPU.
         blocks: The order of the maps.

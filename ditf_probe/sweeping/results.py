@@ -145,7 +145,7 @@ def _of_measured(name: str, row: dict[str, Any], dataset: dict[str, Any]) -> Ite
 
 
 def _of_probes(run_dir: Path) -> Iterator[Score]:
-    for folder in probe_folders(run_dir):
+    for folder in probe_folders(run_dir / "probes"):
         probe, facts = load_probe(folder)
         count = sum(parameter.numel() for parameter in probe.parameters())
         row = folder.relative_to(run_dir / "probes").as_posix()

@@ -165,9 +165,9 @@ class ProbeTask(CorrespondenceTask):
             rank_zero_warn("no probe was kept: no validation has run, lower trainer.check_val_every_n_epoch")
 
     def on_train_start(self) -> None:
-        """Goes on with the random numbers of the checkpoint, where there is one."""
-        if self._rng:
-            restore_random_state(self._rng)
+        """Goes on with the random numbers of the checkpoint, where there is one; a further training has its own."""
+        restore_random_state(self._rng)
+        self._rng = {}
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""

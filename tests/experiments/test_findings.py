@@ -206,6 +206,16 @@ def test_weights_of_aggregations(tmp_path: Path) -> None:
     assert [line["weight"] for line in lines(layers_csv(found))] == ["0.4", "0.6", "0.3", "0.7"]
 
 
+def test_copies_are_listed_by_seed(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        head = LayerAggregation(4, [1], width=2)
+        features = {"blocks": [1], "timestep": 100}
+        facts = describe_probe(head, features=features, backbone={}, training={"seed": seed})
+        save_probe(tmp_path / "mixed" / f"seed{seed}", head.state_dict(), facts)
+    found = weights_of({"mixed": tmp_path / "mixed"})
+    assert [line["seed"] for line in lines(layers_csv(found))] == ["2", "10"]
+
+
 def test_heads_and_then_their_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--smoke", "--run-dir", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
     main(["experiment", "heads", *words])

@@ -21,7 +21,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.losses import DenseContrast, KeypointContrast, Objective
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
-from ditf_probe.tasks.planning import held_probes
+from ditf_probe.tasks.held_probes import held_probes
 from ditf_probe.tasks.rows import probe_names
 from ditf_probe.tasks.schedules import averaged
 from ditf_probe.tasks.settings import BackboneFeatures
@@ -342,6 +342,28 @@ def test_a_killed_training_goes_on_bit_by_bit(
     own, other = whole.state_dict(), task.state_dict()
     assert own.keys() == other.keys()
     assert [name for name in own if not torch.equal(own[name], other[name])] == []
+
+
+def test_random_numbers_of_a_checkpoint_serve_one_training(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    seeds: list[int] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            seeds.append(torch.initial_seed())
+
+    keeper, task = ModelCheckpoint(tmp_path / "kept", save_last=True), task_of(features, tmp_path)
+    torch.manual_seed(5)
+    trainer(max_epochs=1, callbacks=[keeper], enable_checkpointing=True).fit(task, pairs)
+    task = task_of(features, tmp_path)
+    torch.manual_seed(6)
+    trainer(max_epochs=2, callbacks=[Look()]).fit(task, pairs, ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert set(seeds) == {5}
+    seeds.clear()
+    torch.manual_seed(7)
+    trainer(max_epochs=1, callbacks=[Look()]).fit(task, pairs)
+    assert set(seeds) == {7}
 
 
 def test_early_stopping_on_the_mean_of_val_pck(

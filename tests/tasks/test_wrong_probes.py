@@ -26,7 +26,7 @@ from ditf_probe.probes import (
     save_probe,
 )
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
-from ditf_probe.tasks.planning import check_backbone
+from ditf_probe.tasks.held_probes import check_backbone
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Make = Callable[..., L.Trainer]
