@@ -28,8 +28,8 @@ format: $(READY)
 	$(PYTHON) -m ruff format .
 
 .venv/.installed: pyproject.toml constraints.txt
-	@$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(BOOTSTRAP) is older than Python 3.11: name another one, make BOOTSTRAP=python3.12"; exit 2; }
+	@$(BOOTSTRAP) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "$(BOOTSTRAP) is not Python 3.11 to 3.13: name another one, make BOOTSTRAP=python3.12"; exit 2; }
 	$(BOOTSTRAP) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[text,offload,dev]'

@@ -3,15 +3,14 @@
 import argparse
 import gc
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -21,7 +20,7 @@ from ditf_probe.callbacks.pictures import log_picture
 from ditf_probe.comparison import ablation_pictures, report, report_from_predictions, report_measured
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.errors import InputError
-from ditf_probe.files import ensure_writable
+from ditf_probe.files import ensure_writable, is_checkpoint
 from ditf_probe.protocols import Protocol
 from ditf_probe.tasks import CorrespondenceTask, ExtractionTask
 from ditf_probe.tasks.image_task import ImageTask
@@ -68,6 +67,14 @@ class TrainCLI(DiTFProbeCLI):
         """The verbs of `train.py`."""
         return {"fit": LightningCLI.subcommands()["fit"]}
 
+    def after_fit(self) -> None:
+        """Says where the trained probes are, on one rank."""
+        from ditf_probe.tasks import ProbeTask  # nothing that --help has to wait for
+
+        if isinstance(self.model, ProbeTask) and self.trainer.is_global_zero:
+            for name, score in self.model.best.items():
+                print(f"probe       {self.model.run_dir / 'probes' / name}, validation PCK@0.10 {score:.1f}")
+
 
 class EvaluateCLI(DiTFProbeCLI):
     """Evaluation: `validate`, `test`, `predict`. After a test the comparison is written and printed."""
@@ -112,10 +119,8 @@ def _check_checkpoint(ckpt_path: str | None, last: Path) -> None:
     path = last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise InputError("ckpt_path", ckpt_path, f"there is no {path}, name a checkpoint or leave it out to start anew")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one") from error
+    if not is_checkpoint(path):
+        raise InputError("ckpt_path", str(path), "is not a whole checkpoint, name another one")
 
 
 def _with_named_verb(cli: type[DiTFProbeCLI], args: ArgsType) -> type[DiTFProbeCLI]:
@@ -175,8 +180,29 @@ def _one_line(command: Callable[[], None]) -> None:
         cause = error if isinstance(error, argparse.ArgumentError | MisconfigurationException) else _refusal(error)
         if cause is None:
             raise
-        print("error: " + " ".join(str(cause).split()), file=sys.stderr)
+        print("error: " + _in_one_line(str(cause)), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+_OF_TYPES = ("Subtypes:", "Errors:", "Given value type:", "Given value: {", "Given value: [", "Given value: Nested")
+_OF_CALLABLES = re.compile(r"Type \S+\[.*\] expects a function or a callable class: |\.? Got value: Namespace\(.*\)$")
+_REMEDIES = {
+    "not accept": "correct its name or leave it out",
+    "are required": "give them, or a run file with --config",
+    "No module named": "put its file beside train.py, or its folder into PYTHONPATH",
+}
+
+
+def _in_one_line(message: str) -> str:
+    """What is wrong, without the types that jsonargparse has tried and the whole values that it was given."""
+    found: list[str] = []
+    for line in (line.strip() for line in message.splitlines()):
+        if line.startswith(_OF_TYPES) or line == "- Expected a <class 'NoneType'>":
+            continue
+        line = line.removeprefix("- ").removesuffix("Does not validate against any of the Union subtypes")
+        found.append(_OF_CALLABLES.sub("", line))
+    remedies = [f": {remedy}" for sign, remedy in _REMEDIES.items() if sign in found[-1]]
+    return " ".join(" ".join(found).split()) + "".join(remedies)
 
 
 def _refusal(error: BaseException | None) -> InputError | None:

@@ -59,3 +59,14 @@ def ensure_writable(folder: str | Path, argument: str) -> Path:
         reason = error.strerror or type(error).__name__
         raise InputError(argument, str(folder), f"cannot be written to ({reason}), name another folder") from error
     return path
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is there and a whole checkpoint of a training."""
+    import torch  # slow to import
+
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # of nearly any kind, from bytes that are no pickle
+        return False
+    return True

@@ -40,6 +40,9 @@ def test_train_then_compare_then_recompute(tmp_path: Path, capsys: pytest.Captur
     run = ["--run_dir", str(tmp_path)]
     train(["fit", *TINY, *run, "--trainer.max_epochs", "1"])
     probes = [str(tmp_path / "probes" / name) for name in ("linear", "aggregation")]
+    printed = capsys.readouterr().out
+    for probe in probes:
+        assert f"probe       {probe}, validation PCK@0.10 " in printed
     evaluate(["test", *TINY, *run, "--probe", *probes])
     text = (tmp_path / "comparison.json").read_text()
     comparison = json.loads(text)
@@ -105,6 +108,39 @@ def test_bad_input_is_one_line(
     for name in names:
         assert name in line
     assert not (tmp_path / "run" / "comparison.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["--model.init_args.learning_rat", "1"], "learning_rat' is not accepted: correct its name or leave it out"),
+        (["--model.init_args.features.tap", "mpl"], "Got value: mpl"),
+        (["--trainer.max_epochs", "abc"], "Given value: abc"),
+        (
+            ["--model.init_args.probes", "{own: {class_path: no_such_file.Head}}"],
+            "No module named 'no_such_file': put its file beside train.py, or its folder into PYTHONPATH",
+        ),
+        (
+            ["--model.init_args.probes", "{own: {class_path: ditf_probe.probes.LinearProbe, init_args: {widht: 9}}}"],
+            "Option 'widht' is not accepted: correct its name or leave it out",
+        ),
+    ],
+)
+def test_a_refused_configuration_is_told_without_all_of_it(
+    words: list[str], ends: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(train, ["fit", *TINY, "--run_dir", str(tmp_path / "run"), *words], capsys)
+    assert line.endswith(ends)
+    assert len(line) < 250
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_file_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_text("hello")  # torch takes its first letter for an instruction
+    line = refused(train, ["fit", *TINY, "--run_dir", str(tmp_path / "run"), "--ckpt_path", str(file)], capsys)
+    assert "ckpt_path" in line
+    assert "not a whole checkpoint" in line
 
 
 def test_unwritable_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def commands(page: str, program: str) -> list[list[str]]:
     """Command lines of a page that run `program`, from its name on, without what launches it and without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.replace("\\\n", "").splitlines()]
     return [words[words.index(program) :] for words in lines if program in words]
 
 

@@ -16,6 +16,7 @@ from ditf_probe.configs_folder import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_table_of_entries_is_in_step() -> None:
@@ -43,6 +44,22 @@ def test_paths_that_the_documentation_names_exist() -> None:
         ):
             found = (ROOT / path) if path.startswith("configs") else (ROOT / "ditf_probe" / path)
             assert found.is_file(), f"{page.name} names {path}"
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
 
 
 def test_example_of_training_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

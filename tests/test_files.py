@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ditf_probe.errors import InputError
-from ditf_probe.files import ensure_writable, replacing, write_text
+from ditf_probe.files import ensure_writable, is_checkpoint, replacing, write_text
 
 
 def test_replacing_keeps_the_old_file_on_failure(tmp_path: Path) -> None:
@@ -26,3 +27,14 @@ def test_unwritable_folder_is_named(tmp_path: Path) -> None:
         ensure_writable(tmp_path / "file" / "run", "run_dir")
     assert ensure_writable(tmp_path / "new" / "run", "run_dir").is_dir()
     assert not list((tmp_path / "new" / "run").iterdir())
+
+
+def test_a_checkpoint_is_there_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    assert not is_checkpoint(path)
+    torch.save({"global_step": 3}, path)
+    assert is_checkpoint(path)
+    whole = path.read_bytes()
+    for part in (b"", b"text", whole[:-100]):
+        path.write_bytes(part)
+        assert not is_checkpoint(path)

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ditf_probe.backbones.description import Amount, Description
+from ditf_probe.printing import console as standard_console
 
 
 def print_description(description: Description, dtype: str, console: Console | None = None) -> None:
@@ -16,7 +17,7 @@ def print_description(description: Description, dtype: str, console: Console | N
     """
     blocks = Table(title=f"{description.name}: {description.transformer}", title_justify="left")
     for heading in ("blocks", "container", "taps"):
-        blocks.add_column(heading)
+        blocks.add_column(heading, overflow="fold")
     for heading in ("parameters each", f"{dtype} each"):
         blocks.add_column(heading, justify="right")
     for group in description.groups:
@@ -32,7 +33,7 @@ def print_description(description: Description, dtype: str, console: Console | N
     facts.add_row(f"transformer, up to block {description.last_block}{tap}", _readable(description.loaded))
     if description.vae is not None:
         facts.add_row("autoencoder", _readable(description.vae))
-    shown = console or Console()
+    shown = console or standard_console()
     shown.print(blocks)
     shown.print(facts)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from ditf_probe.backbones.block_taps import group_taps, modulation_conditions
 from ditf_probe.backbones.families import FAMILIES, BlockGroup, Family, SubLayer
 from ditf_probe.errors import InputError
+from ditf_probe.files import write_text
 
 BEGIN, END = "<!-- table of entries -->", "<!-- end of the table -->"
 COLUMNS = (
@@ -43,7 +44,7 @@ def write_table(path: Path) -> None:
         after = rest.split(END)[1]
     except (OSError, ValueError, IndexError) as error:
         raise InputError("--write", str(path), f"give a text file with the lines {BEGIN} and {END}") from error
-    path.write_text(f"{before}{BEGIN}\n{families_table()}\n{END}{after}")
+    write_text(path, f"{before}{BEGIN}\n{families_table()}\n{END}{after}")
 
 
 def _class_cells(name: str, family: Family) -> tuple[str, str, str, str, str]:

@@ -28,8 +28,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.root is not None:
         PFWillow(options.root)  # a bad folder must not come to light after the first training
     asked = Options(Path(options.run_dir), options.store, options.root, options.smoke)
+    commands = list(PLANS[options.name](asked))  # a missing folder is told before one is made
     ensure_writable(asked.folder, "--run-dir")
-    for command in PLANS[options.name](asked):
+    for command in commands:
         perform(command, run_command)
     if options.name in _CONCLUSIONS:
         _CONCLUSIONS[options.name](asked)
@@ -61,6 +62,15 @@ def _layers(options: Options) -> None:
         print(f"layers      {file}")
 
 
+def _adapters(options: Options) -> None:
+    from ditf_probe.experiments.adapting import adapted_entries, adapters_table, write_adapters
+
+    folder = options.folder / "adapters"
+    rows = adapted_entries(folder)
+    _show(adapters_table(rows))
+    print(f"adapters    {write_adapters(folder, rows)}")
+
+
 def _show(table: Any) -> None:
     from ditf_probe.printing import console
 
@@ -68,6 +78,7 @@ def _show(table: Any) -> None:
 
 
 _CONCLUSIONS: dict[str, Callable[[Options], None]] = {
+    "adapters": _adapters,
     "curves": _curves,
     "generalise": _generalise,
     "layers": _layers,

@@ -10,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.csv_files import alphas_of
-from ditf_probe.comparison.table_parts import WORDS, interval_text
+from ditf_probe.comparison.table_parts import WORDS, fitted, interval_text
 from ditf_probe.files import write_text
 from ditf_probe.metrics.pck import alpha_key
 from ditf_probe.pictures import Curve, Picture, curve_panels, save_picture
+from ditf_probe.printing import WIDEST
 
 _DISCARDS = {"none": "", "pre_norm": "before", "post_adaln": "after"}
 _COLOURS = {"pre_norm": "#2f6fb0", "post_adaln": "#c4432b"}
@@ -109,8 +110,13 @@ def ablation_csv(comparison: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def ablation_tables(comparison: dict[str, Any]) -> Iterator[Table]:
-    """A table per data set: normalisation and discard down, numbers of channels across."""
+def ablation_tables(comparison: dict[str, Any], width: int = WIDEST) -> Iterator[Table]:
+    """A table per data set: normalisation and discard down, numbers of channels across.
+
+    Args:
+        comparison: As `summarise` returns it.
+        width: Characters in a line of the terminal; in a narrow one some numbers of channels are left out.
+    """
     key = _primary(comparison)
     for name, dataset in comparison["datasets"].items():
         cells = ablation_cells(comparison, name)
@@ -127,15 +133,19 @@ def ablation_tables(comparison: dict[str, Any]) -> Iterator[Table]:
         for line in dict.fromkeys(cell.line for cell in cells):
             here = {cell.count: cell for cell in cells if cell.line == line}
             modulation, discard, choice, seed = line
-            channels = f"random, seed {seed}" if choice == "random" else choice
             table.add_row(
                 "" if discard != "none" else modulation,
                 _DISCARDS[discard],
-                channels,
+                _channels(choice, seed),
                 *(_text(here[count], key) if count in here else "" for count in counts),
                 end_section=line == [cell.line for cell in cells if cell.modulation == modulation][-1],
             )
-        yield table
+        yield fitted(table, width, [str(count) for count in counts[1:-1]])
+
+
+def _channels(choice: str, seed: int) -> str:
+    """Which channels go; of so many the strongest may be massive or not."""
+    return {"massive": "strongest", "random": f"random, seed {seed}"}.get(choice, "")
 
 
 def _text(cell: Cell, key: str) -> str:
@@ -167,7 +177,7 @@ def ablation_picture(comparison: dict[str, Any], dataset: str) -> Picture:
         spans = [point.delta_ci95 if relative else point.ci95 for point in points]
         panels[modulation].append(
             Curve(
-                f"{_DISCARDS[discard]}, {choice}" + (f" {seed}" if choice == "random" else ""),
+                f"{_DISCARDS[discard]}, {_channels(choice, seed)}",
                 [float(point.count) for point in points],
                 [float(point.delta or 0.0) if relative else point.scores[key] for point in points],
                 None if None in spans else [(span[0], span[1]) for span in spans if span is not None],

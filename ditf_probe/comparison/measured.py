@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ditf_probe.comparison.table_parts import NOTES, fitted
 from ditf_probe.files import ensure_writable, write_text
 from ditf_probe.metrics.intervals import percentile_interval
 from ditf_probe.printing import console
@@ -42,7 +43,9 @@ def report_measured(result: MeasuredRun, run_dir: Path) -> dict[str, Any]:
     write_text(run_dir / "comparison.csv", measured_csv(comparison))
     shown_on = console()
     for name, dataset in comparison["datasets"].items():
-        shown_on.print(measured_table(name, dataset))
+        others = [metric for metric in dataset["rows"][0]["scores"] if metric != dataset["primary"]]
+        spare = [*reversed(others), "parameters"]
+        shown_on.print(fitted(measured_table(name, dataset), shown_on.width, spare))
         shown_on.print()
     shown_on.print(f"comparison  {run_dir / 'comparison.json'}, {run_dir / 'comparison.csv'}", soft_wrap=True)
     shown_on.print(f"curves      tensorboard --logdir {run_dir}", soft_wrap=True)
@@ -63,7 +66,7 @@ def measured_table(name: str, dataset: dict[str, Any]) -> Table:
     metrics = list(dataset["rows"][0]["scores"])
     for column in (*metrics, f"{primary} 95%", "to adaln", "95%", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("notes")
+    table.add_column(NOTES)
     for row in dataset["rows"]:
         main = row["scores"][primary]
         delta = None if row["name"] == "adaln" else main["delta"]

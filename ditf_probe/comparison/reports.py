@@ -55,7 +55,7 @@ def _conclude(result: RunResult, run_dir: Path) -> dict[str, Any]:
     ablation = "ablation" in comparison["settings"]
     if ablation:
         write_ablation(comparison, run_dir)
-    shown = ablation_tables(comparison) if ablation else tables(comparison)
+    shown = ablation_tables(comparison, shown_on.width) if ablation else tables(comparison, shown_on.width)
     for table in (*shown, *filter(None, map(cost_table, result.datasets))):
         shown_on.print(table)
         shown_on.print()

@@ -1,23 +1,20 @@
 """Copies of a probe that were trained from several seeds, as one row: their mean, and how far they lie apart."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from ditf_probe.comparison.keypoints import DECIMALS, Scores
 from ditf_probe.tasks.records import RowResult
-from ditf_probe.tasks.rows import SEED
-
-_COPY = re.compile(rf"(?P<head>.+)/{SEED}\d+")
+from ditf_probe.tasks.rows import head_of
 
 
 def copies_by_head(rows: Sequence[RowResult]) -> dict[str, list[str]]:
     """Name of each head that has two copies or more to the names of their rows, in order of the table."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row.kind == "probe" and (match := _COPY.fullmatch(row.name)):
-            found.setdefault(match["head"], []).append(row.name)
+        if row.kind == "probe" and (head := head_of(row.name)) != row.name:
+            found.setdefault(head, []).append(row.name)
     return {head: names for head, names in found.items() if len(names) > 1}
 
 

@@ -7,21 +7,24 @@ from rich.table import Table
 
 from ditf_probe.comparison.csv_files import alphas_of, with_subsets
 from ditf_probe.comparison.measure_tables import breakdown_tables, measure_table
-from ditf_probe.comparison.table_parts import STYLES, WORDS, interval_text
+from ditf_probe.comparison.table_parts import NOTES, STYLES, WORDS, difference_text, fitted, interval_text
 from ditf_probe.metrics.pck import alpha_key
+from ditf_probe.printing import WIDEST
 from ditf_probe.tasks.records import frozen_words
 
 
-def tables(comparison: dict[str, Any]) -> Iterator[Table]:
+def tables(comparison: dict[str, Any], width: int = WIDEST) -> Iterator[Table]:
     """The scores of each data set and its subsets; under a whole data set also its other measures and break-downs.
 
     Args:
         comparison: As `summarise` returns it.
+        width: Characters in a line of the terminal; in a narrow one scores keep the primary threshold only.
     """
     key = alpha_key(float(comparison["settings"]["scoring"]["alpha"]))
     alphas = alphas_of(comparison)
     for name, dataset in with_subsets(comparison):
-        yield _table(name, dataset, alphas, key)
+        spare = [*(f"@{alpha}" for alpha in alphas if alpha != key), "parameters"]
+        yield fitted(_table(name, dataset, alphas, key), width, spare)
         if name in comparison["datasets"]:
             yield measure_table(name, dataset, key)
             yield from breakdown_tables(name, dataset, key)
@@ -42,7 +45,7 @@ def _table(name: str, dataset: dict[str, Any], alphas: list[str], key: str) -> T
     table.add_column("row", no_wrap=True)
     for column in (*(f"@{alpha}" for alpha in alphas), f"@{key} 95%", "to adaln", "95%", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("notes")
+    table.add_column(NOTES)
     best = max((row["pck"][statistic][key] for row in _shown(dataset)), default=0.0)
     for row in _shown(dataset):
         table.add_row(*_cells(row, statistic, key, best), style=STYLES[row["kind"]])
@@ -75,5 +78,4 @@ def _cells(row: dict[str, Any], statistic: str, key: str, best: float) -> Iterat
 
 
 def _gain(gain: dict[str, Any], what: str) -> str:
-    spread = f" ({interval_text(gain['ci95'], '+')})" if gain["ci95"] else ""
-    return f"{gain['value']:+.1f}{spread} to {gain['reference']}, the {what}"
+    return f"{difference_text(gain['value'], gain['ci95'])} to {gain['reference']}, the {what}"

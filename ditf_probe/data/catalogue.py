@@ -101,7 +101,8 @@ def _load(name: str, class_path: str) -> Any:
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise InputError("dataset", name, f"cannot be imported ({error}); correct the path") from error
+        remedy = f"cannot be imported ({error}); correct it, or put its folder into PYTHONPATH"
+        raise InputError("dataset", name, remedy) from error
     if not inspect.isclass(found):
         raise InputError("dataset", name, "is no class; give the dotted path of a data set class")
     return found

@@ -44,6 +44,11 @@ class Entry:
     control_gain_ci95: list[float] | None
     parameters: int
 
+    @property
+    def words(self) -> str:
+        """Its score for people, with the deviation over seeds where there are several."""
+        return f"{self.score:.1f}" + ("" if self.deviation is None else f" ± {self.deviation:.1f}")
+
     def cells(self) -> list[Any]:
         """Score, deviation, interval, and both gains with theirs, blank where there is none."""
         own = (self.score, self.deviation, *(self.ci95 or (None, None)))

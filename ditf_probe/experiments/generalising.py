@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.predictions_files import read_predictions
-from ditf_probe.comparison.summary import differences, scoring_of
-from ditf_probe.comparison.table_parts import STYLES, interval_text
+from ditf_probe.comparison.table_parts import STYLES, difference_text
 from ditf_probe.experiments.entries import CELLS, Entry, comparison_of, entries
 from ditf_probe.experiments.plans import DISTILLED, PLAIN
+from ditf_probe.experiments.twins import to_twins
 from ditf_probe.files import write_text
 from ditf_probe.tasks.records import RunResult
 
@@ -57,9 +57,7 @@ def side_by_side(run_dir: Path) -> Sides:
 
 def _scores(comparison: dict[str, Any], result: RunResult, side: str) -> dict[str, Score]:
     found = {entry.row: entry for entry in entries(comparison, side)}
-    twins = [(row, f"{PLAIN}{row.removeprefix(DISTILLED)}") for row in found if row.startswith(f"{DISTILLED}/")]
-    (dataset,) = (dataset for dataset in result.datasets if dataset.name == side)
-    to_plain = dict(zip((row for row, _ in twins), differences(dataset, scoring_of(result), twins), strict=True))
+    to_plain = to_twins(result, side, found, DISTILLED, PLAIN)
     return {row: Score(entry, to_plain.get(row)) for row, entry in found.items()}
 
 
@@ -92,13 +90,9 @@ def generalisation_table(kind: str, rows: Sides) -> Table:
 
 def _words(score: Score) -> tuple[str, str, str]:
     entry, plain = score.entry, score.to_plain or {"value": None, "ci95": None}
-    spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
-    return f"{entry.score:.1f}{spread}", _gain(entry.gain, entry.gain_ci95), _gain(plain["value"], plain["ci95"])
-
-
-def _gain(value: float | None, interval: list[float] | None) -> str:
-    span = f" ({interval_text(interval, '+')})" if interval else ""
-    return "" if value is None else f"{value:+.1f}{span}"
+    gains = ((entry.gain, entry.gain_ci95), (plain["value"], plain["ci95"]))
+    to_zero_shot, to_plain = (difference_text(value, interval) for value, interval in gains)
+    return entry.words, to_zero_shot, to_plain
 
 
 def write_generalisation(folder: Path, kinds: Mapping[str, Sides]) -> Path:

@@ -14,6 +14,7 @@ from ditf_probe.errors import InputError
 from ditf_probe.files import write_text
 from ditf_probe.pictures import Picture, bar_panels, save_picture
 from ditf_probe.probes import LayerAggregation, load_probe
+from ditf_probe.sweeping.records import probe_folders
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def weights_of(folders: Mapping[str, Path]) -> list[Weight]:
     """
     found: list[Weight] = []
     for head, folder in folders.items():
-        probes = sorted(path.parent for path in folder.rglob("probe.safetensors"))
+        probes = probe_folders(folder)
         if not probes:
-            raise InputError("--run-dir", str(folder), "holds no probe, run `ditf-probe experiment heads` first")
+            remedy = "holds no probe, run `ditf-probe experiment heads` first, and with --root also `transfer`"
+            raise InputError("--run-dir", str(folder), remedy)
         for path in probes:
             found += _weights(head, path)
     return found

@@ -31,6 +31,9 @@ WILLOW = ("car_duck", "motorbike_winebottle")
 PLAIN, DISTILLED = "plain", "distilled"
 """Objectives of the experiment on generalisation, and folders of its trainings."""
 
+FROZEN, ADAPTED = "frozen", "adapted"
+"""Trainings of the experiment on adapters inside the backbone, and their folders."""
+
 _FEW = 8  # pairs of each part of a smoke run
 _SMOKE = ("--trainer.callbacks=[]", "--model.init_args.rows=[raw,adaln,same_position]", "--model.init_args.seeds=[0,1]")
 
@@ -77,7 +80,9 @@ class _Training:
     def settings(self, options: Options) -> list[str]:
         """`--KEY=VALUE` beside the configuration files."""
         pairs, heads, *_ = map(_read, self.files)
-        stored = ["features", *(f"others.{name}" for name in heads["model"]["init_args"].get("others", ()))]
+        given = heads["model"]["init_args"]
+        # What adapters change is in no store.
+        stored = [] if "lora" in given else ["features", *(f"others.{name}" for name in given.get("others", ()))]
         words = [f"--model.init_args.{name}.store={options.store}" for name in stored]
         if options.root is not None:
             words += [f"--{place}={options.root}" for place in _places(pairs, "root")]
@@ -189,6 +194,16 @@ def generalise(options: Options) -> Iterator[Command]:
         yield trainings[PLAIN].test(options, run_dir, probes)
 
 
+def adapters(options: Options) -> Iterator[Command]:
+    """Heads over the frozen backbone, and with adapters inside its last blocks."""
+    training, run_dir, probes = _Training("synthetic", "lora"), options.folder / "adapters", list[str]()
+    without = ["--model.init_args.lora=null", f"--model.init_args.features.store={options.store}"]
+    for name, words in {FROZEN: without, ADAPTED: []}.items():
+        yield [*training.fit(options, run_dir / name), *words]
+        probes += training.folders(run_dir / name)
+    yield training.test(options, run_dir, probes)
+
+
 def ablation(options: Options) -> Iterator[Command]:
     """Every normalisation with every discard."""
     file = FOLDER / "ablation.yaml"
@@ -230,6 +245,6 @@ def aggregations(options: Options) -> dict[str, Path]:
 
 
 PLANS: dict[str, Callable[[Options], Iterator[Command]]] = {
-    plan.__name__: plan for plan in (heads, transfer, curves, generalise, ablation, grid, layers)
+    plan.__name__: plan for plan in (heads, transfer, curves, generalise, ablation, grid, layers, adapters)
 }
 """Name of each experiment to its commands."""

@@ -23,7 +23,7 @@ def perform(command: Command, run: Callable[[Command], None]) -> None:
 
     A training or test whose outcome is there and whole, of the same command, configuration files, weights of the
     backbone and heads, is left alone. Of a training that was killed the last checkpoint is gone on from. What another
-    command has left in the folder is removed. Other commands always run.
+    command has left in the folder is removed, and so is what is no longer whole. Other commands always run.
 
     Args:
         command: One of a plan.
@@ -35,14 +35,15 @@ def perform(command: Command, run: Callable[[Command], None]) -> None:
         return
     run_dir = Path(command[command.index("--run_dir") + 1])
     record, asked = run_dir / RECORD.format(verb=verb), _definition(command)
-    known = _read(record)
-    if known.get("asked") != asked:
+    known, left = _read(record), _outcome(run_dir, verb)
+    ended = known.get("left") is not None
+    if known.get("asked") == asked and left and known.get("left") == left:
+        print(f"done before: {verb} in {run_dir}, remove it to have it done again", flush=True)
+        return
+    if known.get("asked") != asked or ended:  # a training that has ended cannot go on: it would train nothing
         for outdated in ("checkpoints", "probes") if verb == "fit" else ():
             shutil.rmtree(run_dir / outdated, ignore_errors=True)
         _write(record, asked, None)
-    elif known.get("left") == (left := _outcome(run_dir, verb)) and left:
-        print(f"done before: {verb} in {run_dir}, remove it to have it done again", flush=True)
-        return
     elif verb == "fit" and last_checkpoint(run_dir) is not None:
         command = [*command, "--ckpt_path", "last"]
     run(command)
@@ -64,7 +65,7 @@ def _definition(command: Command) -> dict[str, Any]:
 def _outcome(run_dir: Path, verb: str) -> dict[str, str]:
     """Hashes of what a step leaves: its heads, or its comparison."""
     if verb == "fit":
-        return _hashes(folder / "probe.safetensors" for folder in probe_folders(run_dir))
+        return _hashes(folder / "probe.safetensors" for folder in probe_folders(run_dir / "probes"))
     return _hashes(file for file in [run_dir / COMPARISON] if file.is_file())
 
 

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from ditf_probe.errors import InputError
 from ditf_probe.files import replacing
-from ditf_probe.probes import lora_of
+from ditf_probe.probes import lora_of, takes_timesteps
 
 FACTS = "ditf_probe.json"
 _TOLERANCE = 1e-5
@@ -39,6 +39,9 @@ def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: 
     axes between batch and grid. Before the file gets its name, the program is read back and compared with the head
     itself on batches and grids other than that of the export.
 
+    All maps of a call have one grid, which the program checks. Of blocks on several grids, such as the up blocks of a
+    UNet, enlarge the maps to the finest grid first, bilinearly with `align_corners=False`: so the head does by itself.
+
     Args:
         head: A head of `channels` over some blocks; exported from a copy on the CPU.
         blocks: The order of the maps.
@@ -46,8 +49,8 @@ def export_head(head: nn.Module, blocks: Sequence[int], path: str | Path, grid: 
         grid: (h, w) of the maps where it is fixed; None allows any. The batch may always be of any size.
 
     Raises:
-        InputError: Another ending, a grid without cells, a head with adapters in its backbone, one that `torch.export`
-            cannot follow for any grid, or one whose program gives other numbers.
+        InputError: Another ending, a grid without cells, blocks that are not those of the head, a head with adapters in
+            its backbone, one that `torch.export` cannot follow for any grid, or one whose program gives other numbers.
     """
     target = Path(path)
     if target.suffix != ".pt2":
@@ -74,6 +77,8 @@ def _program(module: _OverTuple, shape: tuple[int, ...], grid: tuple[int, int] |
         dims |= {len(shape) + 1: Dim("height"), len(shape) + 2: Dim("width")}
     try:
         return torch.export.export(module, (maps,), dynamic_shapes=(tuple(dims for _ in maps),), strict=False)
+    except InputError:
+        raise  # by the head, of a block or width that it is not given
     except Exception as error:  # torch raises several kinds, some of them private
         reason = " ".join(str(error).split())[:200]
         remedy = "give the grid of your images" if grid is None else "use the head in Python"
@@ -97,7 +102,7 @@ def _check(module: _OverTuple, program: ExportedProgram, shape: tuple[int, ...],
 def _shape(head: nn.Module) -> tuple[int, ...]:
     """What a map of a head has between batch and grid: its channels, or timesteps and channels."""
     given: Any = head
-    return (given.num_timesteps, given.channels) if getattr(head, "per_timestep", False) else (given.channels,)
+    return (given.num_timesteps, given.channels) if takes_timesteps(head) else (given.channels,)
 
 
 def _maps(count: int, shape: tuple[int, ...], batch: int, grid: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:

@@ -14,13 +14,13 @@ from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.configs_folder import CONFIGS
 from ditf_probe.devices import resolve_device
 from ditf_probe.errors import InputError
-from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.geometry import Transform, crop_features
 from ditf_probe.matching import MatchingRule, match_by_rule
 from ditf_probe.matching.rules import DEFAULT_RULE
+from ditf_probe.probes import takes_timesteps
 from ditf_probe.tasks.adapted import adapted
 from ditf_probe.tasks.backbone_files import read_features
-from ditf_probe.tasks.models import loaded_part
+from ditf_probe.tasks.models import loaded_part, make_extractor
 from ditf_probe.tasks.prompts import CATEGORY, encode_image_prompts, loading_options, prompts_for, read_captions
 from ditf_probe.tasks.settings import BackboneFeatures
 
@@ -54,10 +54,8 @@ class DenseFeatures(nn.Module):
             raise InputError("modulation", "adaln", f"{backbone.name} has no AdaLN, use none or layer_norm")
         self.settings = settings
         backbone = adapted(backbone, head)
-        options = settings.sized(backbone.common_stride(blocks)).extractor_options() | {"blocks": blocks}
-        self.extractor = FeatureExtractor(backbone, **options)
+        self.extractor = make_extractor(backbone, settings, blocks)
         self.backbone, self.head = backbone, head
-        self._form: dict[str, Any] = {"per_timestep": True} if getattr(head, "per_timestep", False) else {}
         self._captions = None if settings.captions is None else read_captions(settings.captions)
         self.eval()
 
@@ -84,7 +82,7 @@ class DenseFeatures(nn.Module):
             images = torch.stack([self.extractor.prepare(image) for image in images.cpu()])
         images = self.extractor.size_rule.batch(images).to(self.backbone.device)
         tapped = self.extractor.tapped(images, image_ids, conditions)
-        features = self.extractor.features(tapped, **self._form)
+        features = self.extractor.features(tapped, per_timestep=takes_timesteps(self.head))
         maps: Tensor = features[self.extractor.blocks[0]] if self.head is None else self.head(features)
         return maps
 

@@ -15,7 +15,7 @@ from ditf_probe.inference.exporting import export_head
 from ditf_probe.inference.features import DenseFeatures, load_for
 from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, describe_probe, load_probe, save_probe
 from ditf_probe.probes.folder import load_beside
-from ditf_probe.tasks.planning import check_backbone
+from ditf_probe.tasks.held_probes import check_backbone
 from ditf_probe.tasks.settings import BackboneFeatures
 
 
@@ -127,7 +127,7 @@ def check_head(head: nn.Module, blocks: list[int], backbone: Backbone) -> None:
 
 
 def check_weights(folder: str, facts: ProbeFacts, backbone: Backbone) -> None:
-    """Refuses a backbone that a head was not trained on; see `tasks.planning.check_backbone`."""
+    """Refuses a backbone that a head was not trained on; see `tasks.held_probes.check_backbone`."""
     try:
         check_backbone(folder, facts, backbone)
     except InputError as error:
@@ -155,6 +155,7 @@ def settings_of(folder: str, facts: ProbeFacts, changes: Mapping[str, Any]) -> B
     unknown = sorted(set(facts.features) - set(known))
     if unknown:
         raise InputError("folder", folder, f"its setting {unknown[0]} is not known here, use the version that wrote it")
+    changes = {name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()}
     for name, value in changes.items():
         if name not in known or name in ("backbone", "dtype"):
             raise InputError("changes", name, "name a setting of the features, such as image_size or ensemble")

@@ -3,12 +3,12 @@
 from ditf_probe.losses.cycle import CycleConsistency
 from ditf_probe.losses.dense_contrast import DenseContrast
 from ditf_probe.losses.distillation import SelfDistillation
+from ditf_probe.losses.ends import End
 from ditf_probe.losses.gaussian import GaussianCrossEntropy
 from ditf_probe.losses.keypoint_contrast import KeypointContrast, same_keypoint
 from ditf_probe.losses.objective import Objective
 from ditf_probe.losses.pixels import pixel_cross_entropy
-from ditf_probe.losses.sampling import sample_batch
-from ditf_probe.losses.searching import End, SearchTerm
+from ditf_probe.losses.searching import SearchTerm
 from ditf_probe.losses.soft_argmax import SoftArgmaxRegression
 from ditf_probe.losses.terms import Extras, Term
 from ditf_probe.losses.transport import OptimalTransport, log_sinkhorn
@@ -29,5 +29,4 @@ __all__ = [
     "log_sinkhorn",
     "pixel_cross_entropy",
     "same_keypoint",
-    "sample_batch",
 ]

@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 
 
 class CycleConsistency(GaussianTerm):
@@ -22,6 +23,9 @@ class CycleConsistency(GaussianTerm):
         temperature: Cosines are divided by this on both ways; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether cycles begin in the target too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     way_back = True
@@ -29,6 +33,6 @@ class CycleConsistency(GaussianTerm):
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:
         """As in `SearchTerm.each`."""
         del seen
-        neighbours = F.normalize(self.logits(near, far).softmax(dim=2) @ far.cells.mT, dim=2)
-        back = neighbours @ near.cells / self.temperature
+        neighbours = F.normalize(far.mean_of_units(self.logits(near, far).softmax(dim=2)), dim=2)
+        back = near.cosines(neighbours) / self.temperature
         return -(self.gaussians(near) * back.log_softmax(dim=2)).sum(dim=2)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ditf_probe.errors import InputError
-from ditf_probe.losses.searching import End, SearchTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import SearchTerm
 
 
 class DenseContrast(SearchTerm):
@@ -23,6 +24,9 @@ class DenseContrast(SearchTerm):
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         margin: Radius around the partner without negatives, in cells of the searched map.
         symmetric: Whether keypoints of the target are searched in the source too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(

@@ -23,9 +23,12 @@ class SelfDistillation(Term):
 
     Args:
         queries: At most so many cells of each image are looked at.
-        teacher_temperature: Zero-shot cosines are divided by this; positive.
+        teacher_temperature: Zero-shot cosines are divided by this, from 0.01 to 1.
         temperature: Cosines of the probe are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     needs: frozenset[Need] = MAPS | {"zero_shot"}

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 
 
 class GaussianCrossEntropy(GaussianTerm):
@@ -21,6 +22,9 @@ class GaussianCrossEntropy(GaussianTerm):
         temperature: Cosines are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether keypoints of the target are searched in the source too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def each(self, near: End, far: End, seen: Tensor) -> Tensor:

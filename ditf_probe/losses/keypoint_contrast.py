@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.geometry import cell_centres, grid_coordinates
-from ditf_probe.losses.sampling import by_grid, sample_batch
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import by_grids
 from ditf_probe.losses.terms import Extras, Term
 
 
@@ -30,6 +29,9 @@ class KeypointContrast(Term):
         temperature: Cosines are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         margin: Radius around the partner without negatives, in cells of the searched map.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(self, temperature: float = 0.07, learn_temperature: bool = True, margin: float = 1.0) -> None:
@@ -58,13 +60,9 @@ class KeypointContrast(Term):
     def _among_cells(self, queries: Sequence[Tensor], keys: "_Side") -> Tensor:
         """`(M,)` logarithm of the sum over the negatives on the one map that each query searches."""
         sums: list[Tensor] = list(queries)
-        for grid, members in by_grid(keys.maps).items():
-            cells = F.normalize(torch.stack([keys.maps[i] for i in members]).flatten(2), dim=1)
-            logits = pad_sequence([queries[i] for i in members], batch_first=True) @ cells / self.temperature
-            places = pad_sequence([keys.places[i] for i in members], batch_first=True)
-            centres = cell_centres(grid, grid).to(places.device).expand(len(members), -1, -1)
-            near = torch.cdist(places, centres) <= self.margin
-            found = logits.masked_fill(near, -torch.inf).logsumexp(dim=2)
+        for members, end in keys.ends:
+            logits = end.cosines(pad_sequence([queries[i] for i in members], batch_first=True)) / self.temperature
+            found = logits.masked_fill(end.distances() <= self.margin, -torch.inf).logsumexp(dim=2)
             for i, row in zip(members, found.unbind(), strict=True):
                 sums[i] = row[: len(queries[i])]
         return torch.cat(sums)
@@ -72,28 +70,26 @@ class KeypointContrast(Term):
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a batch, map by map.
+    """One side of a batch.
 
     Attributes:
-        maps: `(D, h, w)`.
-        places: `(K, 2)` visible keypoints, in cells of the map.
-        descriptors: `(K, D)` of length one.
+        ends: Which maps have one grid, and these.
+        descriptors: `(K, D)` of length one at the keypoints of each map.
     """
 
-    maps: Sequence[Tensor]
-    places: list[Tensor]
+    ends: list[tuple[list[int], End]]
     descriptors: list[Tensor]
 
     @classmethod
     def of(cls, maps: Sequence[Tensor], annotations: Sequence[tuple[Side, Tensor]]) -> "_Side":
         """Samples maps at the keypoints that a mask `(K,)` leaves of each image."""
-        places = [
-            grid_coordinates(side.keypoints[mask], side.size, (features.shape[1], features.shape[2])).to(
-                features.device
-            )
-            for (side, mask), features in zip(annotations, maps, strict=True)
-        ]
-        return cls(maps, places, sample_batch(maps, places))
+        ends, descriptors = [], list(maps)
+        for members in by_grids(maps).values():
+            end = End.of([maps[i] for i in members], [annotations[i] for i in members])
+            ends.append((members, end))
+            for i, rows in zip(members, end.descriptors.unbind(), strict=True):
+                descriptors[i] = rows[: int(annotations[i][1].sum())]
+        return cls(ends, descriptors)
 
 
 def same_keypoint(pairs: Sequence[Pair]) -> Tensor:

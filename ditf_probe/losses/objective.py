@@ -48,11 +48,6 @@ class Objective(nn.Module):
         """What its terms need together."""
         return frozenset().union(*(needs_of(term) for term in self.terms.values()))
 
-    @property
-    def whole_sources(self) -> bool:
-        """Whether sources are needed anywhere but around their keypoints."""
-        return "source_maps" in self.needs
-
     def forward(
         self,
         sources: Sequence[Tensor],

@@ -2,57 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from ditf_probe.data.pairs import Pair, Side
-from ditf_probe.geometry import Size, cell_centres, grid_coordinates
-from ditf_probe.losses.sampling import sample_stacked
+from ditf_probe.data.pairs import Pair
+from ditf_probe.losses.ends import End
 from ditf_probe.losses.terms import Extras, Term, check_positive
-
-
-@dataclass(frozen=True)
-class End:
-    """One side of several pairs whose maps have one grid, with the keypoints visible in both images.
-
-    Attributes:
-        grid: (height, width) of the maps, in cells.
-        cells: `(B, D, h * w)` descriptors of length one, row-major.
-        places: `(B, K, 2)` keypoints (x, y), in cells; padded to one number.
-        descriptors: `(B, K, D)` descriptors of length one at the keypoints.
-        sizes: `(B, 2)` height and width of the original images, in pixels.
-    """
-
-    grid: Size
-    cells: Tensor
-    places: Tensor
-    descriptors: Tensor
-    sizes: Tensor
-
-    @classmethod
-    def of(cls, maps: Sequence[Tensor], annotations: Sequence[tuple[Side, Tensor]]) -> "End":
-        """Samples maps of one grid at the keypoints that a mask `(K,)` leaves of each image."""
-        stacked = torch.stack(list(maps))
-        grid = (stacked.shape[2], stacked.shape[3])
-        places = [grid_coordinates(side.keypoints[mask], side.size, grid) for side, mask in annotations]
-        padded = pad_sequence(places, batch_first=True).to(stacked.device, stacked.dtype)
-        sizes = stacked.new_tensor([side.size for side, _ in annotations])
-        cells = F.normalize(stacked.flatten(2), dim=1)
-        return cls(grid, cells, padded, sample_stacked(stacked, padded), sizes)
-
-    def centres(self) -> Tensor:
-        """`(h * w, 2)` places of the cells."""
-        return cell_centres(self.grid, self.grid).to(self.places)
-
-    def distances(self) -> Tensor:
-        """`(B, K, h * w)` between keypoints and cells, in cells."""
-        centres = self.centres().expand(len(self.places), -1, -1)
-        # By way of a matrix product, as by default, short distances on large maps would be thousandths of a cell wrong.
-        return torch.cdist(self.places, centres, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class SearchTerm(Term):
@@ -104,7 +60,7 @@ class SearchTerm(Term):
 
     def logits(self, near: End, far: End) -> Tensor:
         """`(B, K, h * w)` cosines of keypoints with all cells of the searched map, divided by the temperature."""
-        return near.descriptors @ far.cells / self.temperature
+        return far.cosines(near.descriptors) / self.temperature
 
 
 class GaussianTerm(SearchTerm):
@@ -116,6 +72,9 @@ class GaussianTerm(SearchTerm):
         temperature: As in `Term`.
         learn_temperature: As in `Term`.
         symmetric: As in `SearchTerm`.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(

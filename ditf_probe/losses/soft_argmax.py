@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError, check_choice
-from ditf_probe.losses.searching import End, SearchTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import SearchTerm
 from ditf_probe.losses.terms import check_positive
 
 Kind = Literal["softargmax", "window_softargmax", "kernel_softargmax"]
@@ -35,6 +36,9 @@ class SoftArgmaxRegression(SearchTerm):
         temperature: Cosines are divided by this; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether keypoints of the target are searched in the source too.
+
+    Raises:
+        InputError: An unknown choice, or a number out of range.
     """
 
     def __init__(

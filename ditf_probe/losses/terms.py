@@ -56,6 +56,9 @@ class Term(nn.Module, ABC):
     Args:
         temperature: Cosines are divided by this, from 0.01 to 1; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     needs: frozenset[Need] = MAPS | POINTS
@@ -124,7 +127,9 @@ def checked(maps: Sequence[Tensor], name: str) -> list[Tensor]:
     Raises:
         InputError: NaN or infinity in a map.
     """
-    if maps and not torch.stack([features.isfinite().all() for features in maps]).all():
+    # No sum is finite over NaN or infinity. One of large values may not be either, which a slower look tells apart.
+    suspect = bool(maps) and not torch.stack([features.detach().sum() for features in maps]).isfinite().all()
+    if suspect and not all(bool(features.isfinite().all()) for features in maps):
         raise InputError(name, "NaN or infinity", "lower the learning rate or check the features")
     return [features.to(torch.promote_types(features.dtype, torch.float32)) for features in maps]
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
-from ditf_probe.losses.searching import End, GaussianTerm
+from ditf_probe.losses.ends import End
+from ditf_probe.losses.searching import GaussianTerm
 from ditf_probe.losses.terms import check_positive
 
 
@@ -30,6 +31,9 @@ class OptimalTransport(GaussianTerm):
         temperature: Cosines are divided by this, the weight of the entropy; where it starts if it is learnt.
         learn_temperature: Whether the temperature is a parameter, kept between 0.01 and 1.
         symmetric: Whether keypoints of the target are sent to the source too.
+
+    Raises:
+        InputError: A number out of range.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ A probe is built as `Probe(channels, blocks, ...)`, keeps every argument as an a
 """
 
 from ditf_probe.probes.aggregation import LayerAggregation
-from ditf_probe.probes.base import Probe, check_num_timesteps, penalty_of, takes_timesteps
+from ditf_probe.probes.base import Probe, check_num_timesteps, penalty_of, remarks_of, takes_timesteps
 from ditf_probe.probes.bottleneck import BottleneckProbe
 from ditf_probe.probes.cost import ProbeCost, probe_cost, probe_latency
 from ditf_probe.probes.folder import (
@@ -13,6 +13,7 @@ from ditf_probe.probes.folder import (
     ProbeFacts,
     check_features,
     describe_probe,
+    init_args,
     load_probe,
     load_weights,
     read_facts,
@@ -42,6 +43,7 @@ __all__ = [
     "check_features",
     "check_num_timesteps",
     "describe_probe",
+    "init_args",
     "load_probe",
     "load_weights",
     "lora_of",
@@ -49,6 +51,7 @@ __all__ = [
     "probe_cost",
     "probe_latency",
     "read_facts",
+    "remarks_of",
     "save_probe",
     "takes_timesteps",
 ]

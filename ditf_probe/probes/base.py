@@ -61,6 +61,12 @@ def penalty_of(probe: nn.Module) -> Tensor | None:
     return found
 
 
+def remarks_of(probe: nn.Module, massive: Mapping[int, Sequence[int]] | None = None) -> tuple[str, ...]:
+    """What the table of a comparison says of a trained head, of this package or another; see `Probe.remarks`."""
+    remarks = getattr(probe, "remarks", None)
+    return () if remarks is None else tuple(remarks(massive))
+
+
 def check_num_timesteps(argument: str, name: str, wanted: int | None, timestep: int | Sequence[int]) -> None:
     """Refuses features of another number of timesteps than a head takes.
 

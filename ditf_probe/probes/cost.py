@@ -96,10 +96,12 @@ def probe_latency(
         The median, in milliseconds.
 
     Raises:
-        InputError: The number of timesteps is not known, or no run.
+        InputError: The number of timesteps is not known, no run, or fewer than none before them.
     """
     if runs < 1:
         raise InputError("runs", runs, "measure at least one run")
+    if warmup < 0:
+        raise InputError("warmup", warmup, "use 0 or more")
     features = _features(probe, channels, grid, num_timesteps)
     device = next(iter(features.values())).device
     times = []

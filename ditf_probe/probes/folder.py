@@ -144,17 +144,33 @@ def load_probe(folder: str | Path) -> tuple[nn.Module, ProbeFacts]:
         InputError: Not a probe folder, or its class is gone or does not take its weights.
     """
     facts = read_facts(folder)
+    kind = _class_of(folder, facts.class_path)
     try:
-        module, _, name = facts.class_path.rpartition(".")
-        probe = getattr(import_module(module), name)(**facts.init_args)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError("probe", str(folder), f"its class {facts.class_path} cannot be built: {error}") from error
-    if not isinstance(probe, nn.Module):
-        raise InputError("probe", str(folder), f"its class {facts.class_path} is not a torch module")
+        probe = kind(**facts.init_args)
+    except TypeError as error:
+        remedy = f"its class {facts.class_path} cannot be built ({error}), use the version that wrote it"
+        raise InputError("probe", str(folder), remedy) from error
     if facts.lora is not None:
         attach(probe, LoraWeights(**facts.lora))
     load_weights(probe, folder)
     return probe.eval(), facts
+
+
+def _class_of(folder: str | Path, path: str) -> type[nn.Module]:
+    """The class of a head; what else a file might name is refused, since it would be called with arguments from there.
+
+    Raises:
+        InputError: There is no such class, or it is not one of modules.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = f"its class {path} is not here ({error}), install what it comes from"
+        raise InputError("probe", str(folder), remedy) from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise InputError("probe", str(folder), f"{path} is no torch module, name a folder that train.py wrote")
+    return kind
 
 
 def check_features(argument: str, name: str, facts: ProbeFacts, features: Mapping[str, Any]) -> None:

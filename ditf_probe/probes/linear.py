@@ -17,6 +17,9 @@ class LinearProbe(Probe):
         channels: Width C of the features.
         blocks: Blocks whose features are used.
         width: Width D of the descriptor.
+
+    Raises:
+        InputError: A width below 1.
     """
 
     pointwise = True

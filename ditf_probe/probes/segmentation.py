@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditf_probe.errors import InputError
+from ditf_probe.probes.base import checked_count
 
 
 class SegmentationHead(nn.Module):
@@ -24,10 +25,8 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("num_classes", num_classes)):
-            if value < 1:
-                raise InputError(name, value, "use at least 1")
-        self.channels, self.num_classes = channels, num_classes
+        self.channels = checked_count("channels", channels)
+        self.num_classes = checked_count("num_classes", num_classes)
         self.norm = nn.BatchNorm1d(channels)
         self.classify = nn.Linear(channels, num_classes)
         nn.init.normal_(self.classify.weight, std=0.01)

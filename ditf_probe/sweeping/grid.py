@@ -19,14 +19,16 @@ def parse_override(text: str) -> tuple[str, list[str]]:
     """One key and its values; commas within brackets, braces and quotes do not separate.
 
     Raises:
-        InputError: No key, no value, a value that comes twice, or a key that every run has of its own.
+        InputError: No key, no value, a value that comes twice, a bracket or quote that is not closed, or a key that
+            every run has of its own.
     """
-    key, sign, values = text.partition("=")
+    key, sign, _ = text.partition("=")
     if not sign or not re.fullmatch(r"[\w.+-]+", key):
         raise InputError("--over", text, "write KEY=VALUE,VALUE, such as model.init_args.learning_rate=1e-3,3e-3")
     if key in RESERVED:
         raise InputError("--over", text, f"the sweep itself sets {key}, vary something else")
-    found = split_values(values)
+    first, *others = split_values(text)
+    found = [first.partition("=")[2].strip(), *others]
     if "" in found:
         raise InputError("--over", text, "give a value between and after commas, null for none")
     if len(set(found)) < len(found):
@@ -35,7 +37,11 @@ def parse_override(text: str) -> tuple[str, list[str]]:
 
 
 def split_values(text: str) -> list[str]:
-    """The parts between commas that are outside of brackets, braces, parentheses and quotes."""
+    """The parts between commas that are outside of brackets, braces, parentheses and quotes.
+
+    Raises:
+        InputError: One of these is not closed.
+    """
     closing: list[str] = []
     parts, quote = [""], ""
     for character in text:
@@ -51,6 +57,8 @@ def split_values(text: str) -> list[str]:
             closing.append(_PAIRS[character])
         elif closing and character == closing[-1]:
             closing.pop()
+    if missing := quote or "".join(reversed(closing)):
+        raise InputError("--over", text, f"close its brackets and quotes, {missing} is missing")
     return [part.strip() for part in parts]
 
 

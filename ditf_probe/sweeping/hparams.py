@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from ditf_probe.sweeping.records import Record
 from ditf_probe.sweeping.results import Score
 
@@ -52,5 +50,4 @@ def plain(text: str) -> float | bool | str:
     try:
         return float(text)  # YAML reads 1e-3 as text
     except ValueError:
-        value = yaml.safe_load(text) if text.lower() in ("true", "false") else text
-        return bool(value) if isinstance(value, bool) else str(value)
+        return text.lower() == "true" if text.lower() in ("true", "false") else text

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ditf_probe.comparison.csv_files import with_subsets
-from ditf_probe.comparison.table_parts import STYLES, interval_text
+from ditf_probe.comparison.table_parts import STYLES, difference_text, interval_text, number_text
 from ditf_probe.metrics.pck import alpha_key
 from ditf_probe.probes import load_probe
 from ditf_probe.sweeping.grid import short_keys
@@ -103,9 +103,8 @@ def table(title: str, records: Sequence[Record], scores: Mapping[str, Sequence[S
             continue
         for score in scores[record.name]:
             if score.primary and score.kind != "control":
-                gain = f"{score.gain['value']:+.1f}" if score.gain else ""
-                spread = f" ({interval_text(score.gain['ci95'], '+')})" if score.gain and score.gain["ci95"] else ""
-                numbers = (_number(score.score), interval_text(score.ci95), gain + spread, f"{score.parameters:,}")
+                gain = difference_text(score.gain["value"], score.gain["ci95"]) if score.gain else ""
+                numbers = (number_text(score.score), interval_text(score.ci95), gain, f"{score.parameters:,}")
                 found.add_row(*place, score.dataset, score.row, score.metric, *numbers, style=STYLES[score.kind])
     return found
 
@@ -146,7 +145,7 @@ def _of_measured(name: str, row: dict[str, Any], dataset: dict[str, Any]) -> Ite
 
 
 def _of_probes(run_dir: Path) -> Iterator[Score]:
-    for folder in probe_folders(run_dir):
+    for folder in probe_folders(run_dir / "probes"):
         probe, facts = load_probe(folder)
         count = sum(parameter.numel() for parameter in probe.parameters())
         row = folder.relative_to(run_dir / "probes").as_posix()
@@ -174,7 +173,3 @@ def _difference(found: Mapping[str, Any] | None) -> list[Any]:
 
 def _blank(value: float | None) -> float | str:
     return "" if value is None else value
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

@@ -21,9 +21,10 @@ from ditf_probe.protocols import Protocol
 from ditf_probe.tasks.backbone_files import read_backbones
 from ditf_probe.tasks.costs import row_results
 from ditf_probe.tasks.evaluation import Evaluation
+from ditf_probe.tasks.held_probes import HeldProbe, check_backbone, held_probes
 from ditf_probe.tasks.matchers import Matcher, match_all
 from ditf_probe.tasks.models import Models
-from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested, streams_of
+from ditf_probe.tasks.planning import calibrate, plan, requested, streams_of
 from ditf_probe.tasks.prompts import encode_prompts
 from ditf_probe.tasks.records import DatasetResult, RunResult, frozen_words, pair_facts
 from ditf_probe.tasks.rows import ROW_NAMES, Fusion, check_fusions, check_names, chosen_rows, probe_names

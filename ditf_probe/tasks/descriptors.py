@@ -79,7 +79,7 @@ class _Features:
         return self._made[block, apart]
 
 
-def cells_suffice(head: nn.Module, loss: nn.Module, features: BackboneFeatures) -> bool:
+def cells_suffice(head: nn.Module, loss: nn.Module, features: BackboneFeatures, strides: Collection[int]) -> bool:
     """Whether of a source nothing is needed but the cells around its keypoints.
 
     Args:
@@ -87,6 +87,7 @@ def cells_suffice(head: nn.Module, loss: nn.Module, features: BackboneFeatures) 
         loss: Says by `needs`, a set of words, what it looks at: "source_maps" are whole maps of sources. All of them
             where it says nothing.
         features: A debias by position needs to know where cells are.
+        strides: Those of the blocks of the head. Where they differ, a head interpolates between cells.
     """
-    apart = bool(getattr(head, "pointwise", False)) and features.position_debias == "none"
+    apart = bool(getattr(head, "pointwise", False)) and features.position_debias == "none" and len(set(strides)) == 1
     return apart and "source_maps" not in getattr(loss, "needs", ("source_maps",))

@@ -13,10 +13,11 @@ from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.files import ensure_writable
 from ditf_probe.tasks.backbone_files import read_backbones
+from ditf_probe.tasks.held_probes import HeldProbe, check_backbone, held_probes
 from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.measured import MeasuredRun
 from ditf_probe.tasks.models import Models
-from ditf_probe.tasks.planning import HeldProbe, calibrate, check_backbone, held_probes, plan, requested
+from ditf_probe.tasks.planning import calibrate, plan, requested
 from ditf_probe.tasks.prompts import encode_image_prompts
 from ditf_probe.tasks.records import frozen_words
 from ditf_probe.tasks.rows import check_names, chosen_rows, probe_names

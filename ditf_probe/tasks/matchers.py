@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ditf_probe.backbones.base import TappedBlock
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.features.channels import MASSIVE
+from ditf_probe.features.extractor import FeatureExtractor
 from ditf_probe.features.settings import SizeRule
 from ditf_probe.matching import MatchingRule, PreparedMap, match_prepared
-from ditf_probe.probes import Probe, lora_of, takes_timesteps
+from ditf_probe.probes import lora_of, remarks_of, takes_timesteps
 from ditf_probe.tasks.controls import same_position
 from ditf_probe.tasks.map_cache import MapCache
 from ditf_probe.tasks.matches import Match
@@ -174,12 +175,15 @@ class FeatureMatcher(MapMatcher):
         blocks: Blocks that are used; one without a probe.
         probe: Head over the features.
         remarks: Notes beside those on channels.
+        calibrated: Makes the features with the calibration that the head was trained with; None makes them with that of
+            the stream.
     """
 
     stream: Stream
     blocks: Sequence[int]
     probe: nn.Module | None = None
     remarks: tuple[str, ...] = ()
+    calibrated: FeatureExtractor | None = None
     _kept: MapCache = field(default_factory=MapCache, repr=False, compare=False)
 
     @property
@@ -193,10 +197,16 @@ class FeatureMatcher(MapMatcher):
         return self.stream.extractor.size_rule
 
     @property
+    def extractor(self) -> FeatureExtractor:
+        """What makes its features."""
+        return self.stream.extractor if self.calibrated is None else self.calibrated
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether its features need what only calibration images can tell."""
-        row, recipes = self.row, self.stream.extractor.recipes
-        return recipes.needs_calibration(row.modulation, row.discard, row.position_debias, row.pick)
+        """Whether its features need what only calibration images can tell, and nothing has told yet."""
+        row, recipes = self.row, self.extractor.recipes
+        asked = row.modulation, row.discard, row.position_debias, row.pick
+        return self.calibrated is None and recipes.needs_calibration(*asked)
 
     @property
     def parameters(self) -> int:
@@ -211,21 +221,21 @@ class FeatureMatcher(MapMatcher):
 
     def note(self) -> tuple[str, ...]:
         """How many channels a discarding row found, and what a probe has to say of itself."""
-        recipes, words = self.stream.extractor.recipes, list(self.remarks)
+        recipes, words = self.extractor.recipes, list(self.remarks)
         if self.row.discard != "none":
             counts = [len(recipes.discarded(block, self.row.pick)) for block in self.blocks]
             kind = "random " if (self.row.pick or recipes.pick).kind == "random" else ""
             words.append(f"{' + '.join(map(str, counts))} {kind}channel{'' if counts == [1] else 's'}")
-        if isinstance(self.probe, Probe):
+        if self.probe is not None:
             known = self.blocks if recipes.knows_massive_channels else []
-            words += self.probe.remarks({block: recipes.discarded(block, MASSIVE) for block in known})
+            words += remarks_of(self.probe, {block: recipes.discarded(block, MASSIVE) for block in known})
         return tuple(words)
 
     def settings(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """As in `Matcher`, with the number of the stream and the blocks."""
         facts = {**super().settings(streams), "model": streams.index(self.stream), "blocks": list(self.blocks)}
         if self.row.pick is not None and self.row.discard != "none":
-            recipes = self.stream.extractor.recipes
+            recipes = self.extractor.recipes
             facts["discarded"] = {str(block): recipes.discarded(block, self.row.pick) for block in self.blocks}
         return facts
 
@@ -250,7 +260,7 @@ class FeatureMatcher(MapMatcher):
     def features(self, tapped: Mapping[int, TappedBlock]) -> Tensor:
         """The maps `(B, D, h, w)` of prepared images whose blocks are tapped already."""
         row = self.row
-        features = self.stream.extractor.features(
+        features = self.extractor.features(
             {block: tapped[block] for block in self.blocks},
             modulation=row.modulation,
             discard=row.discard,

@@ -168,6 +168,15 @@ def make_stream(backbone: Backbone, features: BackboneFeatures, blocks: Sequence
     Raises:
         InputError: A setting that the backbone does not have.
     """
+    return Stream(make_extractor(backbone, features, blocks), features)
+
+
+def make_extractor(backbone: Backbone, features: BackboneFeatures, blocks: Sequence[int]) -> FeatureExtractor:
+    """What makes the features of some blocks of a backbone.
+
+    Raises:
+        InputError: A setting that the backbone does not have.
+    """
     chosen = check_blocks(blocks, backbone.num_blocks)
     options = features.sized(backbone.common_stride(chosen)).extractor_options() | {"blocks": chosen}
-    return Stream(FeatureExtractor(backbone, **options), features)
+    return FeatureExtractor(backbone, **options)

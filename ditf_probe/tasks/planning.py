@@ -1,10 +1,8 @@
 """From the rows that were asked for to matchers: which models run, at which blocks, and who shares a pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from ditf_probe.backbones.base import Backbone
 from ditf_probe.backbones.checks import check_blocks
@@ -12,10 +10,11 @@ from ditf_probe.data.pairs import PairDataset
 from ditf_probe.errors import InputError
 from ditf_probe.matching import MatchingRule
 from ditf_probe.matching.rules import DEFAULT_RULE
-from ditf_probe.probes import PROBE_SETTINGS, ProbeFacts, check_num_timesteps, load_probe, lora_of, read_facts
+from ditf_probe.probes import lora_of, read_facts
 from ditf_probe.tasks.adapted import adapted_stream
 from ditf_probe.tasks.controls import ColourPatches
 from ditf_probe.tasks.fused_matcher import FusedMatcher
+from ditf_probe.tasks.held_probes import HeldProbe, calibrated_extractor, trained_on
 from ditf_probe.tasks.matchers import FeatureMatcher, MapMatcher, Matcher, PositionMatcher
 from ditf_probe.tasks.models import Models, make_stream, pass_of, shared_streams
 from ditf_probe.tasks.records import Kind
@@ -24,99 +23,15 @@ from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.streams import Stream
 
 
-@dataclass(frozen=True)
-class HeldProbe:
-    """A trained probe and the features that it was trained on.
-
-    Attributes:
-        name: Name of its row.
-        module: The probe, in eval mode.
-        features: Settings of its features, its blocks among them.
-        facts: What its folder says, or would say.
-    """
-
-    name: str
-    module: nn.Module
-    features: BackboneFeatures
-    facts: ProbeFacts
-
-    @property
-    def row(self) -> Row:
-        """Its row in the table."""
-        return Row.of(self.name, "probe", self.features)
-
-
-def held_probes(folders: Mapping[str, Path], features: BackboneFeatures) -> list[HeldProbe]:
-    """Loads probes by row name; their blocks, timestep, tap and modulation replace those of the evaluation.
-
-    Raises:
-        InputError: A folder is not a probe.
-    """
-    held = []
-    for name, folder in folders.items():
-        module, facts = load_probe(folder)
-        held.append(HeldProbe(name, module, _trained_on(facts, features), facts))
-    return held
-
-
 def requested(
     features: BackboneFeatures, folders: Mapping[str, Path], others: Mapping[str, BackboneFeatures]
 ) -> list[BackboneFeatures]:
-    """Everything that a comparison asks of its backbones; see `plan` and `held_probes` for the arguments.
+    """Everything that a comparison asks of its backbones; see `plan` and `held_probes.held_probes` for the arguments.
 
     Raises:
         InputError: A folder is not a probe.
     """
-    return [features, *(_trained_on(read_facts(folder), features) for folder in folders.values()), *others.values()]
-
-
-def _trained_on(facts: ProbeFacts, features: BackboneFeatures) -> BackboneFeatures:
-    """The features of an evaluation with the blocks, timestep, tap and modulation that a probe was trained on."""
-    kept = {key: facts.features[key] for key in PROBE_SETTINGS if key in facts.features}
-    return replace(features, blocks=list(facts.features["blocks"]), **kept)
-
-
-def check_backbone(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
-    """Refuses a probe that was trained on another backbone, or whose folder does not fit together.
-
-    Raises:
-        InputError: Blocks, width, tap, number of timesteps or the weights differ.
-    """
-    here, there = backbone.settings(), facts.backbone
-    blocks, width = facts.features["blocks"], facts.init_args.get("channels")
-    own = facts.init_args.get("blocks", blocks)
-    if not set(own) <= set(blocks):
-        remedy = f"its head takes blocks {own} and its features are those of blocks {blocks}, train it again"
-        raise InputError("probe_folders", name, remedy)
-    for block in blocks:
-        if not 0 <= block < backbone.num_blocks:
-            remedy = f"it takes block {block} and {backbone.name} has 0 to {backbone.num_blocks - 1}"
-            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
-        if width != backbone.channels_at(block):
-            remedy = f"it takes {width} channels and {backbone.name} has {backbone.channels_at(block)}"
-            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
-    differing = [key for key in ("class", "weights_sha256") if here.get(key) != there.get(key)]
-    if differing:
-        remedy = (
-            f"it was trained on another backbone ({there.get('name')}: {', '.join(differing)} differ), train it again"
-        )
-        raise InputError("probe_folders", name, remedy)
-    _check_recipe(name, facts, backbone)
-
-
-def _check_recipe(name: str, facts: ProbeFacts, backbone: Backbone) -> None:
-    """Refuses features of a probe that this backbone, or the probe itself, cannot have."""
-    features = facts.features
-    check_num_timesteps("probe_folders", name, facts.init_args.get("num_timesteps"), features.get("timestep", 0))
-    tap = features.get("tap", "mlp")
-    for block in features["blocks"]:
-        if tap not in backbone.taps(block):
-            known = ", ".join(backbone.taps(block))
-            remedy = f"it takes the tap {tap} of block {block}, which in {backbone.name} has {known}"
-            raise InputError("probe_folders", name, f"{remedy}, use the backbone it was trained on")
-    if features.get("modulation") == "adaln" and not backbone.has_adaln:
-        remedy = f"it takes AdaLN features, which {backbone.name} has not, use the backbone it was trained on"
-        raise InputError("probe_folders", name, remedy)
+    return [features, *(trained_on(read_facts(folder), features) for folder in folders.values()), *others.values()]
 
 
 def plan(
@@ -174,7 +89,7 @@ def plan(
         stream = (
             adapted_stream(backbone, module, probe.features, chosen) if adapted else streams[pass_of(probe.features)]
         )
-        return FeatureMatcher(probe.row, rule, stream, chosen, module)
+        return FeatureMatcher(probe.row, rule, stream, chosen, module, calibrated=calibrated_extractor(backbone, probe))
 
     first_control = next((i for i, row in enumerate(rows) if row.kind == "control"), len(rows))
     zero_shot = [*map(given, rows[:first_control]), *(other(name, settings) for name, settings in others.items())]

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -151,20 +152,22 @@ class ProbeTask(CorrespondenceTask):
             self.averages.update_parameters(self.probes)
 
     def on_fit_start(self) -> None:
-        """Runs the backbone over the images of this rank, once each."""
+        """Runs the backbone over the images of training and validation, once each."""
         blocks = {copy: self._blocks(copy) for copy in self.plan.copies}
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32
         probes, losses = dict(self.probes.items()), dict(self.losses.items())
         self._data.open(self.backbone, blocks, probes, losses, dtype)
 
     def on_fit_end(self) -> None:
-        """Forgets the images."""
+        """Forgets the images, and says so where nothing was kept."""
         self._data.close()
+        if not self.best:
+            rank_zero_warn("no probe was kept: no validation has run, lower trainer.check_val_every_n_epoch")
 
     def on_train_start(self) -> None:
-        """Goes on with the random numbers of the checkpoint, where there is one."""
-        if self._rng:
-            restore_random_state(self._rng)
+        """Goes on with the random numbers of the checkpoint, where there is one; a further training has its own."""
+        restore_random_state(self._rng)
+        self._rng = {}
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """The sum of the losses of all probes on a batch of pairs."""
@@ -182,9 +185,8 @@ class ProbeTask(CorrespondenceTask):
     def on_validation_epoch_start(self) -> None:
         """Starts a score sheet."""
         if not self._data.is_open or self.pairs.val is None:
-            raise InputError(
-                "subcommand", "validate", "validation is part of fit; use test with --probe for trained probes"
-            )
+            remedy = "validation is part of fit; use test with --probe for trained probes"
+            raise InputError("subcommand", "validate", remedy)
         self.scores = [Scores(self.pairs.val, list(self.probes), (MONITORED,), False, self.device)]
         self.matchers = [self._matcher(name, probe) for name, probe in self._kept().items()]
 
@@ -200,9 +202,8 @@ class ProbeTask(CorrespondenceTask):
         self.matchers = []  # with the maps that they keep
         values = {name: float(metric.compute()["per_point"][key]) for name, metric in self.scores[0].pck.items()}
         if any(math.isnan(value) for value in values.values()):
-            raise InputError(
-                "val", self.scores[0].dataset.name, "no keypoint is visible in both images, give other pairs"
-            )
+            remedy = "no keypoint is visible in both images, give other pairs"
+            raise InputError("val", self.scores[0].dataset.name, remedy)
         self.log_dict({f"val/pck/{name}": value for name, value in values.items()})
         self.log("val/pck", sum(values.values()) / len(values), prog_bar=True)
         if self.trainer.sanity_checking:
@@ -210,7 +211,8 @@ class ProbeTask(CorrespondenceTask):
         for name, value in values.items():
             if value > self.best.get(name, -1.0):
                 self.best[name] = value
-                self._write(name)
+                if self.trainer.is_global_zero:
+                    self._write(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remembers which scores the kept weights have, the batches of this epoch, and the random generators."""
@@ -260,8 +262,6 @@ class ProbeTask(CorrespondenceTask):
         return kept
 
     def _write(self, name: str) -> None:
-        if not self.trainer.is_global_zero:
-            return
         probe = self._kept()[name]
         calibration, beside = keep(self._data.stream.extractor, self._blocks(name))
         facts = describe_probe(

@@ -12,7 +12,13 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Sets the generators to a state of `random_state`; those of CUDA only where there are as many devices."""
+    """Sets the generators to a state of `random_state`; those of CUDA only where there are as many devices.
+
+    Args:
+        state: Where to; an empty one leaves them as they are.
+    """
+    if not state:
+        return
     torch.set_rng_state(state["cpu"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([found.cpu() for found in state["cuda"]])

@@ -127,8 +127,19 @@ def chosen_rows(names: Sequence[str]) -> list[Row]:
     return [ROWS[name] for name in names]
 
 
+def is_copy(name: str) -> bool:
+    """Whether a folder of this name holds the copy of a head from one of several seeds."""
+    return _SEED_FOLDER.fullmatch(name) is not None
+
+
+def head_of(row: str) -> str:
+    """The name of the head that a row is a copy of, which the mean over its copies bears; any other name as it is."""
+    head, _, last = row.rpartition("/")
+    return head if head and is_copy(last) else row
+
+
 def probe_names(folders: Sequence[str]) -> dict[str, Path]:
-    """Row names of probe folders: the name of the folder, with that of its run before it where names meet.
+    """Row names of probe folders: the name of the folder, with that of its run before it where heads are called alike.
 
     A copy from one of several seeds is called like the folder of its head and its own, `linear/seed0`.
 
@@ -142,12 +153,14 @@ def probe_names(folders: Sequence[str]) -> dict[str, Path]:
         InputError: Two folders cannot be told apart, one has the name of another row, or one holds a probe and copies.
     """
     paths = [path for folder in folders for path in _copies(Path(folder))]
-    depths = [2 if _SEED_FOLDER.fullmatch(path.resolve().name) else 1 for path in paths]
-    short = ["/".join(path.resolve().parts[-depth:]) for path, depth in zip(paths, depths, strict=True)]
+    heads = [own.parent if is_copy(own.name) else own for own in (path.resolve() for path in paths)]
     names: dict[str, Path] = {}
-    for path, name, depth in zip(paths, short, depths, strict=True):
-        unique = name if short.count(name) == 1 else f"{path.resolve().parents[depth].name}/{name}"
-        if unique in names or unique in ROWS:
+    owners: dict[str, Path] = {}
+    for path, head in zip(paths, heads, strict=True):
+        short = path.resolve().relative_to(head.parent).as_posix()
+        alone = len({other for other in heads if other.name == head.name}) == 1
+        unique = short if alone else f"{head.parent.parent.name}/{short}"
+        if unique in names or head_of(unique) in ROWS or owners.setdefault(head_of(unique), head) != head:
             raise InputError("probe_folders", str(path), f"another row is called {unique!r}, rename the folder")
         names[unique] = path
     return names
@@ -159,20 +172,20 @@ def _copies(folder: Path) -> list[Path]:
     Raises:
         InputError: It holds both, one of which is left from another training.
     """
-    found = [path for path in folder.glob(f"{SEED}*") if _SEED_FOLDER.fullmatch(path.name)]
+    found = [path for path in folder.glob(f"{SEED}*") if is_copy(path.name)]
     if found and (folder / WEIGHTS).is_file():
         raise InputError("probe_folders", str(folder), f"holds a probe and {found[0].name}, remove what is not current")
     return sorted(found, key=lambda path: int(path.name.removeprefix(SEED))) or [folder]
 
 
 def check_names(argument: str, names: Collection[str], taken: Collection[str]) -> None:
-    """Refuses names of further rows that another row has, whether it was asked for or not.
+    """Refuses names of further rows that another row, or the mean over copies of a head, has, asked for or not.
 
     Raises:
         InputError: There is one.
     """
     for name in names:
-        if name in taken or name in ROWS or not name:
+        if name in {*taken, *map(head_of, taken)} or name in ROWS or not name:
             raise InputError(argument, name, "choose a name that no other row has")
 
 

@@ -89,7 +89,8 @@ class TrainingData:
         Raises:
             InputError: There are no validation pairs, an image cannot be computed, or maps would cover a letterbox.
         """
-        by_cells = {name for name in heads if cells_suffice(heads[name], losses[name], self.features)}
+        strides = {name: [backbone.stride_at(block) for block in blocks[name]] for name in heads}
+        by_cells = {name for name in heads if cells_suffice(heads[name], losses[name], self.features, strides[name])}
         mapped = {block for name in heads.keys() - by_cells for block in blocks[name]}
         celled = {block for name in by_cells for block in blocks[name]}
         self._zero_shot = self._zero_shot_block(backbone, losses)
@@ -143,6 +144,7 @@ class TrainingData:
             "val": dataset_settings(pairs.val),
             "batch_size": pairs.batch_size,
             "balanced": pairs.balanced,
+            "data_seed": pairs.seed,
             "crop": self.crop,
         }
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from ditf_probe.commands import main
 from ditf_probe.comparison import report
 from ditf_probe.errors import InputError
+from ditf_probe.experiments.adapting import adapted_entries, adapters_csv, adapters_table
 from ditf_probe.experiments.entries import entries
 from ditf_probe.experiments.generalising import generalisation_csv, generalisation_table, side_by_side
 from ditf_probe.experiments.layers import layers_csv, layers_table, weights_of, write_layers
@@ -75,6 +77,7 @@ def test_the_mean_over_seeds_stands_in_place_of_the_copies(tmp_path: Path) -> No
     assert (linear.control, linear.control_gain) == ("same_position", 21.0)
     assert linear.cells() == [24.0, 0.7, 22.0, 26.0, 4.0, 3.0, 5.0, 21.0, "", ""]
     assert found[0].cells() == [20.0, "", 18.0, 22.0, *[""] * 6]
+    assert [x.words for x in found[:2]] == ["20.0", "24.0 ± 0.7"]
 
 
 def test_learning_curves_in_order_of_their_pairs(tmp_path: Path) -> None:
@@ -155,6 +158,26 @@ def test_distilled_and_plain_are_resampled_together(tmp_path: Path) -> None:
     assert to_plain["ci95"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=step)
 
 
+def test_adapted_beside_frozen(tmp_path: Path) -> None:
+    inside = "LoRA rank 4 in block 3"
+    rows = [row_of("adaln", [1, 0, 0, 0, 0, 0, 0, 0], "zero-shot")]
+    for seed, right in enumerate((PLAIN_0, PLAIN_1)):
+        rows.append(row_of(f"frozen/linear/seed{seed}", right))
+    for seed, right in enumerate((DISTILLED_0, DISTILLED_1)):
+        rows.append(replace(row_of(f"adapted/linear/seed{seed}", right), backbone=inside))
+    facts = {index: PairFacts(f"u{index}", "cat", f"a{index}", f"b{index}") for index in range(8)}
+    datasets = [DatasetResult("synthetic", "pair", "per_point", "bbox", facts, rows)]
+    report(RunResult(datasets, {"scoring": {"alphas": [0.05, 0.10]}}), tmp_path)
+    found = adapted_entries(tmp_path)
+    frozen, adapted = lines(adapters_csv(found))[1:]
+    keys = ("row", "backbone", "score", "gain", "to_frozen")
+    assert [frozen[key] for key in keys] == ["frozen/linear", "frozen", "37.5", "25.0", ""]
+    assert [adapted[key] for key in keys] == ["adapted/linear", inside, "62.5", "50.0", "25.0"]
+    assert float(adapted["to_frozen_low"]) <= 25 <= float(adapted["to_frozen_high"])
+    shown = adapters_table(found)
+    assert [list(column.cells)[2] for column in shown.columns][:4] == ["adapted/linear", inside, "0", "62.5 ± 0.0"]
+
+
 def test_weights_of_aggregations(tmp_path: Path) -> None:
     head = LayerAggregation(4, [1, 3], width=2, num_timesteps=2)
     with torch.no_grad():
@@ -181,6 +204,16 @@ def test_weights_of_aggregations(tmp_path: Path) -> None:
     assert found[2].share is None
     assert layers_table(found).row_count == 4
     assert [line["weight"] for line in lines(layers_csv(found))] == ["0.4", "0.6", "0.3", "0.7"]
+
+
+def test_copies_are_listed_by_seed(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        head = LayerAggregation(4, [1], width=2)
+        features = {"blocks": [1], "timestep": 100}
+        facts = describe_probe(head, features=features, backbone={}, training={"seed": seed})
+        save_probe(tmp_path / "mixed" / f"seed{seed}", head.state_dict(), facts)
+    found = weights_of({"mixed": tmp_path / "mixed"})
+    assert [line["seed"] for line in lines(layers_csv(found))] == ["2", "10"]
 
 
 def test_heads_and_then_their_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,14 @@ def test_what_is_missing_is_done_and_what_rests_on_it(programs: Programs) -> Non
     assert programs.again() == [programs.fit, programs.test], "heads differ, so that their test is no longer theirs"
 
 
+def test_heads_that_a_training_has_lost_are_trained_anew(programs: Programs) -> None:
+    """Not gone on with: a training that has ended has nothing left to train."""
+    programs.again()
+    shutil.rmtree(programs.folder / "fit" / "probes" / "linear")
+    assert programs.again() == [programs.fit, programs.test]
+    assert programs.again() == []
+
+
 def test_other_programs_always_run(programs: Programs) -> None:
     for _ in range(2):
         perform(["ditf-probe", "select", "--run-dir", "grid"], programs.ran.append)

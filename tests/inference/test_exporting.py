@@ -53,6 +53,17 @@ def test_a_head_of_one_grid(tmp_path: Path) -> None:
     assert torch.equal(torch.export.load(tmp_path / "head.pt2").module()((one,)), head({1: one}))
 
 
+def test_maps_of_two_grids_are_brought_to_one_first(tmp_path: Path) -> None:
+    head = LayerAggregation(6, [1, 4], width=5).eval()
+    export_head(head, [1, 4], tmp_path / "head.pt2")
+    program = torch.export.load(tmp_path / "head.pt2").module()
+    (coarse,), (fine,) = maps(2, (3, 4), 1), maps(2, (6, 8), 1)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program((coarse, fine))
+    enlarged = nn.functional.interpolate(coarse, (6, 8), mode="bilinear")
+    torch.testing.assert_close(program((enlarged, fine)), head({1: coarse, 4: fine}), atol=1e-6, rtol=1e-5)
+
+
 class OverTime(nn.Module):
     """The last timestep less the first."""
 
@@ -95,3 +106,6 @@ def test_bad_arguments(tmp_path: Path) -> None:
         export_head(LinearProbe(6, [1]), [1], tmp_path / "head.onnx")
     with pytest.raises(InputError, match="grid"):
         export_head(LinearProbe(6, [1]), [1], tmp_path / "head.pt2", grid=(0, 4))
+    with pytest.raises(InputError, match=r"features.*needs block 2"):
+        export_head(LinearProbe(6, [1, 2]), [1], tmp_path / "head.pt2")
+    assert not list(tmp_path.iterdir())

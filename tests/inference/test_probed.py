@@ -169,6 +169,15 @@ def test_what_the_head_was_trained_on_cannot_be_changed(
         ProbedBackbone.load(tmp_path, changes={"no_such": 1})
 
 
+def test_a_tuple_says_what_a_list_says(features: BackboneFeatures, tmp_path: Path) -> None:
+    probed = probed_by(replace(features, timestep=[50, 100]))
+    probed.save(tmp_path)
+    again = ProbedBackbone.load(tmp_path, changes={"timestep": (50, 100), "blocks": tuple(features.blocks)})
+    assert again.settings == probed.settings
+    with pytest.raises(InputError, match=r"changes.timestep.*trained on \[50, 100\]"):
+        ProbedBackbone.load(tmp_path, changes={"timestep": (100, 50)})
+
+
 def test_a_head_that_does_not_fit_is_refused(features: BackboneFeatures, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"blocks.*\[0, 1\].*also needs \[2\]"):
         probed_by(features, LinearProbe(16, [1, 2]))

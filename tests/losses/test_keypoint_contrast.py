@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ditf_probe.data.pairs import Pair, Side
 from ditf_probe.errors import InputError
-from ditf_probe.losses import KeypointContrast, same_keypoint, sample_batch
+from ditf_probe.losses import KeypointContrast, same_keypoint
+from ditf_probe.losses.ends import cosines, lengths_of, sample_stacked
+from ditf_probe.losses.terms import checked
 from ditf_probe.matching import sample_descriptors
 
 SIZE = (8, 12)
@@ -138,23 +141,44 @@ def test_bad_arguments_are_named(arguments: dict[str, float]) -> None:
         KeypointContrast(**arguments)  # type: ignore[arg-type]
 
 
-def test_nan_in_features_is_named() -> None:
+@pytest.mark.parametrize("values", [[math.nan], [math.inf], [math.inf, -math.inf]])
+def test_what_is_not_finite_in_features_is_named(values: list[float]) -> None:
     broken = maps(0)
-    broken[0][0, 0, 0] = float("nan")
+    broken[1][0, 0, : len(values)] = torch.tensor(values)
     with pytest.raises(InputError, match="NaN"):
         KeypointContrast()(broken, maps(1), PAIRS)
 
 
-def test_samples_as_the_matcher_does_on_any_grids() -> None:
+def test_values_whose_sum_overflows_are_finite() -> None:
+    large = [torch.full((2, 3, 3), 3e38)]
+    assert checked(large, "maps")[0] is large[0]
+
+
+def test_samples_as_the_matcher_does() -> None:
     generator = torch.Generator().manual_seed(3)
-    grids = [(4, 6), (3, 5), (4, 6), (1, 7)]
-    ragged = [torch.randn(5, *grid, generator=generator) for grid in grids]
-    places = [
-        torch.rand(k, 2, generator=generator) * torch.tensor([w, h]) - 0.5
-        for k, (h, w) in zip((3, 0, 9, 4), grids, strict=True)
-    ]
-    expected = [sample_descriptors(m, p, m.shape[1:]) for m, p in zip(ragged, places, strict=True)]
-    torch.testing.assert_close(sample_batch(ragged, places), expected, atol=1e-5, rtol=0)
+    for grid in [(4, 6), (3, 5), (1, 7)]:
+        stacked = torch.randn(3, 5, *grid, generator=generator)
+        places = torch.rand(3, 9, 2, generator=generator) * torch.tensor(grid[::-1]) - 0.5
+        expected = [sample_descriptors(m, p, grid) for m, p in zip(stacked, places, strict=True)]
+        torch.testing.assert_close(sample_stacked(stacked, places), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_cosines_are_those_of_normed_cells_with_a_cell_of_zeros() -> None:
+    """Values and gradients, against cells that are normed one by one."""
+    generator = torch.Generator().manual_seed(4)
+    cells = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    cells[1, :, 3] = 0
+    queries = F.normalize(torch.randn(2, 3, 5, generator=generator, dtype=torch.float64), dim=2)
+    weights = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    ours, theirs = cells.clone().requires_grad_(), cells.clone().requires_grad_()
+    found = cosines(queries, ours, lengths_of(ours))
+    expected = queries @ F.normalize(theirs, dim=1)
+    torch.testing.assert_close(found, expected)
+    for values in (found, expected):
+        (values * weights)[..., [0, 1, 2, 4, 5, 6]].sum().backward()
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_a_cell_at_the_margin_is_no_negative() -> None:

@@ -71,10 +71,10 @@ def test_needs_are_those_of_the_terms(draw: Draw) -> None:
     assert Objective({"a": SelfDistillation()}).needs == maps | {"zero_shot"}
     assert Objective({"a": DenseContrast(), "b": SelfDistillation()}).needs == maps | points | {"zero_shot"}
     assert Objective({"a": Constant(1.0)}).needs == {"source_maps"}
-    assert Objective({"a": KeypointContrast()}).whole_sources
+    assert Objective({"a": KeypointContrast()}).needs == maps | points
     assert Objective({"a": DenseContrast(symmetric=False)}).needs == points | {"target_maps"}
-    assert not Objective({"a": DenseContrast(symmetric=False)}).whole_sources
-    assert Objective({"a": DenseContrast(symmetric=False), "b": SelfDistillation()}).whole_sources
+    both = Objective({"a": DenseContrast(symmetric=False), "b": SelfDistillation()})
+    assert both.needs == maps | points | {"zero_shot"}
     a, b, pairs = draw(2)
     total, values = Objective({"a": DenseContrast(), "b": SelfDistillation()})(a, b, pairs, Extras(b, a))
     assert total == values["a"] + values["b"]

@@ -131,3 +131,5 @@ def test_latency_is_the_median_after_the_warm_up() -> None:
         probe_latency(head, C, GRID)
     with pytest.raises(InputError, match="runs"):
         probe_latency(head, C, GRID, 4, runs=0)
+    with pytest.raises(InputError, match="warmup"):
+        probe_latency(head, C, GRID, 4, warmup=-1)

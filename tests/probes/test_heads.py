@@ -20,6 +20,7 @@ from ditf_probe.probes import (
     describe_probe,
     load_probe,
     penalty_of,
+    remarks_of,
     save_probe,
     takes_timesteps,
 )
@@ -382,6 +383,10 @@ def test_training_with_the_penalty_closes_the_channels_that_say_nothing() -> Non
     assert (found.closed, found.massive, found.both) == ([0, 2, 3, 5], [0, 1, 3], [0, 3])
     assert gate.remarks({4: [0, 1, 3]}) == ("block 4: 4 of 6 channels closed, 2 of 3 massive",)
     assert gate.remarks() == ("block 4: 4 of 6 channels closed",)
+
+
+def test_heads_without_remarks_have_none() -> None:
+    assert remarks_of(LinearProbe(6, [1])) == remarks_of(nn.Linear(2, 2)) == ()
 
 
 def test_a_fresh_gate_has_closed_nothing() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,14 +171,25 @@ def test_broken_folders_end_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a probe"):
         load_probe(tmp_path)
     probe = LinearProbe(6, BLOCKS, width=4)
-    gone = ProbeFacts("ditf_probe.probes.linear.Gone", {}, {}, {}, {})
-    save_probe(tmp_path, probe.state_dict(), gone)
-    with pytest.raises(InputError, match="cannot be built"):
+    for path in ("ditf_probe.probes.linear.Gone", "no_such_package.Head", "Head"):
+        save_probe(tmp_path, probe.state_dict(), ProbeFacts(path, {}, {}, {}, {}))
+        with pytest.raises(InputError, match=f"{path} is not here"):
+            load_probe(tmp_path)
+    save_probe(tmp_path, probe.state_dict(), replace(facts_of(probe), init_args={"channels": 6}))
+    with pytest.raises(InputError, match="LinearProbe cannot be built"):
         load_probe(tmp_path)
     poisoned = {name: torch.full_like(value, float("nan")) for name, value in probe.state_dict().items()}
     save_probe(tmp_path, poisoned, facts_of(probe))
     with pytest.raises(InputError, match="NaN"):
         load_probe(tmp_path)
+
+
+def test_what_a_folder_names_is_not_called_unless_it_is_a_module(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    save_probe(tmp_path / "p", {"a": torch.zeros(1)}, ProbeFacts("os.mkdir", {"path": str(made)}, {}, {}, {}))
+    with pytest.raises(InputError, match=r"os\.mkdir is no torch module"):
+        load_probe(tmp_path / "p")
+    assert not made.exists()
 
 
 def test_a_probe_that_hides_its_arguments_is_refused() -> None:

@@ -5,14 +5,16 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -76,10 +78,15 @@ class Pretended:
 
     Args:
         fails: From the words of a step to how it ends instead: an exit code, or an exception in this process.
+        probes: Names of the probes that a training keeps.
     """
 
-    def __init__(self, fails: Callable[[list[str]], int | BaseException] = lambda words: 0) -> None:
-        self.fails = fails
+    def __init__(
+        self,
+        fails: Callable[[list[str]], int | BaseException] = lambda words: 0,
+        probes: Sequence[str] = ("linear",),
+    ) -> None:
+        self.fails, self.probes = fails, probes
         self.steps: list[list[str]] = []
 
     def __call__(self, words: list[str], log: Path) -> int:
@@ -98,7 +105,8 @@ class Pretended:
             probe = LinearProbe(4, [0], width=2)
             told = {"val_pck_0.10_per_point": 12.5}
             facts = describe_probe(probe, features={"blocks": [0]}, backbone={}, training=told)
-            save_probe(run_dir / "probes" / "linear", probe.state_dict(), facts)
+            for name in self.probes:
+                save_probe(run_dir / "probes" / name, probe.state_dict(), facts)
         else:
             (run_dir / "comparison.json").write_text(json.dumps(COMPARISON))
         return 0
@@ -200,6 +208,127 @@ def test_only_what_is_missing_is_done(config: Path, tmp_path: Path) -> None:
     assert state(sweep, runs[0]) == "test"
 
 
+def without(name: str, run_dir: Path) -> None:
+    """Makes a record one that does not tell what was kept and compared."""
+    found = json.loads((run_dir / "run.json").read_text())
+    for step in found["steps"]:
+        del step[name]
+    (run_dir / "run.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("whole", [0, -20])
+def test_a_training_is_done_while_what_it_kept_is_whole(config: Path, tmp_path: Path, whole: int, told: bool) -> None:
+    sweep, (run,) = Sweep(tmp_path / "sweep", (str(config),)), grid(["a=1"])
+    run_sweep(sweep, [run], Pretended(probes=["linear", "mix"]))
+    run_dir = sweep.run_dir("a=1")
+    if not told:
+        without("weights", run_dir)
+    assert state(sweep, run) == "finished"
+    for file in run_dir.glob("probes/*/probe.safetensors"):
+        file.write_bytes(file.read_bytes()[:whole])
+        if not whole:
+            file.unlink()
+        if told:
+            break  # one of them is enough
+    assert state(sweep, run) == "fit and test", "not from the last checkpoint, which has nothing left to train"
+    again = Pretended()
+    assert run_sweep(sweep, [run], again) == 0
+    assert [words[0] for words in again.steps] == ["fit", "test"]
+    assert "--ckpt_path" not in again.steps[0]
+    assert again.steps[1][-2:] == ["--probe", str(run_dir / "probes" / "linear")]
+    assert not (run_dir / "probes" / "mix").exists()
+    assert state(sweep, run) == "finished"
+
+
+def test_a_comparison_outlives_its_probes(config: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep", (str(config),))
+    run_sweep(sweep, grid(["a=1"]), Pretended())
+    shutil.rmtree(sweep.run_dir("a=1") / "probes")
+    run_sweep(sweep, grid(["a=2"]), Pretended())
+    assert {line["a"] for line in lines_of(sweep) if line["row"] == "linear"} == {"1", "2"}
+    alone = Sweep(tmp_path / "sweep", (str(config),), verbs=("test",))
+    assert state(alone, {"a": "1"}) == "finished"
+
+
+def test_a_training_that_keeps_nothing_fails(config: Path, tmp_path: Path) -> None:
+    sweep, runs = Sweep(tmp_path / "sweep", (str(config),)), grid(["a=1"])
+    for _ in range(2):
+        nothing = Pretended(probes=())
+        assert run_sweep(sweep, runs, nothing) == 1
+        assert nothing.verbs() == ["fit"]
+        assert "--ckpt_path" not in nothing.steps[0]
+        (line,) = lines_of(sweep)
+        assert (line["state"], line["exit_code"]) == ("failed", "2")
+        assert "kept no weights in its folder: let validation run" in line["error"]
+    assert state(sweep, runs[0]).startswith("fit and test (failed before: training kept no weights")
+
+
+def test_a_training_without_validation_fails(config: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep", (str(config),), ("trainer.check_val_every_n_epoch=2",))
+    assert run_sweep(sweep, grid(["seed_everything=1"]), here) == 1
+    (line,) = lines_of(sweep)
+    assert "trainer.check_val_every_n_epoch" in line["error"]
+    assert "kept no weights" in line["error"]
+
+
+def test_heads_and_denoisers_are_kept_too(config: Path, tmp_path: Path) -> None:
+    for place in ("heads/adaln/probe.safetensors", "ditf_tiny.safetensors"):
+
+        def trained(words: list[str], place: str = place) -> int:
+            if words[0] == "fit":
+                file = Path(words[words.index("--run_dir") + 1]) / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_file({"x": torch.zeros(1)}, file)
+            return 0
+
+        sweep, runs = Sweep(tmp_path / place / "sweep", (str(config),)), grid(["a=1"])
+        pretended = Pretended(trained, probes=())
+        assert run_sweep(sweep, runs, pretended) == 0
+        assert pretended.verbs() == ["fit", "test"]
+        assert "--probe" not in pretended.steps[1]
+        assert state(sweep, runs[0]) == "finished"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_comparison_of_before_the_training_is_made_again(config: Path, tmp_path: Path, told: bool) -> None:
+    both, (run,) = Sweep(tmp_path / "sweep", (str(config),)), grid(["a=1"])
+    first = Pretended()
+    run_sweep(Sweep(tmp_path / "sweep", (str(config),), verbs=("test",)), [run], first)
+    assert "--probe" not in first.steps[0]
+    assert lines_of(both)
+    before = json.loads((both.run_dir("a=1") / "run.json").read_text())["steps"]
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(both, [run], Pretended(lambda words: KeyboardInterrupt() if words[0] == "test" else 0))
+    assert state(both, run) == "test"
+    record = both.run_dir("a=1") / "run.json"
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps(known | {"steps": [*before, *known["steps"]]}))
+    if not told:
+        without("weights", both.run_dir("a=1"))
+    assert state(both, run) == "test", "it was made before there were probes"
+    again = Pretended()
+    run_sweep(both, [run], again)
+    assert again.verbs() == ["test"]
+    assert again.steps[0][-2:] == ["--probe", str(both.run_dir("a=1") / "probes" / "linear")]
+    assert state(both, run) == "finished"
+
+
+def test_steps_of_several_calls_are_those_of_one(config: Path, tmp_path: Path) -> None:
+    run, pretended = {"a": "1"}, Pretended()
+    for verbs in (("fit",), ("test",), ("fit", "test"), ("test",)):
+        run_sweep(Sweep(tmp_path / "sweep", (str(config),), verbs=verbs), [run], pretended)
+    assert pretended.verbs() == ["fit", "test"]
+    assert pretended.steps[1][-2] == "--probe"
+
+
+def test_copies_are_compared_by_seed(config: Path, tmp_path: Path) -> None:
+    sweep, copies = Sweep(tmp_path / "sweep", (str(config),)), ["a/seed2", "a/seed10", "b2", "b10"]
+    run_sweep(sweep, grid(["x=1"]), pretended := Pretended(probes=sorted(copies)))
+    words = pretended.steps[1]
+    assert words[words.index("--probe") + 1 :] == [str(sweep.run_dir("x=1") / "probes" / copy) for copy in copies]
+
+
 def test_more_values_are_appended(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = Sweep(tmp_path / "sweep", (str(config),))
     run_sweep(sweep, grid(["seed_everything=0,1"]), Pretended())
@@ -268,6 +397,7 @@ def test_why_a_process_ended(tmp_path: Path) -> None:
     log.write_text("Traceback\n  File x\nKeyError: 'width'\n\n")
     assert reason(log, 1) == "KeyError: 'width'"
     assert reason(log, -9) == "killed by SIGKILL"
+    assert reason(log, -40) == "killed by signal 40"  # between those of real time that have names
     log.write_text("")
     assert reason(log, 3) == "it said nothing"
 
@@ -313,7 +443,8 @@ def test_a_dry_run_writes_nothing(config: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert printed.count("[") == 2
     assert f"$ python eval.py test --config {config} --x=1 --{RATE}=1e-3 --seed_everything=0" in printed
-    for wrong in (["--verb", "test,fit"], ["--verb", "predict"], ["--config", "/no/such.yaml"], ["--set", "x"]):
+    wrongs = [["--verb", "test,fit"], ["--verb", "predict"], ["--config", "/no/such.yaml"]]
+    for wrong in (*wrongs, ["--set", "x"], ["--set", "run_dir=runs"]):
         with pytest.raises(SystemExit) as end:
             main([*words, *wrong, "--dry-run"])
         assert end.value.code == 2

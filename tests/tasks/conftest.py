@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import cv2
 import lightning as L
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 
 from ditf_probe.backbones.spec import tiny_spec
 from ditf_probe.backbones.tiny import TinyDenoiser
@@ -132,3 +134,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def fresh(pytestconfig: pytest.Config) -> Fresh:
     return pytestconfig.stash[FRESH]
+
+
+def _on_two_ranks(work: Callable[..., Any], *arguments: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start: Callable[..., Any] = start_processes
+    start(_rank, args=(port, work, arguments), nprocs=2, start_method="fork")
+
+
+def _rank(rank: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks() -> Callable[..., None]:
+    """Calls `work(*arguments)` in two processes, which Lightning takes for the two ranks of one run over gloo."""
+    return _on_two_ranks

@@ -1,7 +1,5 @@
 """An ablation over two processes has the table of one, bit by bit."""
 
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +7,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
-from torch import multiprocessing
 
 from ditf_probe.comparison import report
 from ditf_probe.data.datamodule import PairDataModule
@@ -32,22 +28,17 @@ def ablate(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path, **o
         report(result, run_dir)
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
     ablate(features, pairs, run_dir, strategy="ddp", devices=2)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_ranks_have_the_table_of_one(features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path) -> None:
+def test_two_ranks_have_the_table_of_one(
+    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, on_two_ranks: Callable[..., None]
+) -> None:
     """From one store: an image that is computed in another batch is rounded otherwise."""
     features = replace(features, store=str(tmp_path / "store"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run: Callable[..., Any] = multiprocessing.start_processes
-    run(_process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
+    on_two_ranks(_process, features, pairs, tmp_path / "two")
     ablate(features, pairs, tmp_path / "one")
     one, two = ((tmp_path / name / "ablation.csv").read_text() for name in ("one", "two"))
     assert len(one.splitlines()) == 1 + 2 * len(SMALL.rows())

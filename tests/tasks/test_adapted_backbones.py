@@ -40,9 +40,10 @@ from ditf_probe.probes import (
 )
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
 from ditf_probe.tasks.adapted_data import AdaptedData
+from ditf_probe.tasks.held_probes import held_probes
 from ditf_probe.tasks.image_rows import ImageRows
 from ditf_probe.tasks.models import Models
-from ditf_probe.tasks.planning import held_probes, plan
+from ditf_probe.tasks.planning import plan
 from ditf_probe.tasks.records import RunResult
 from ditf_probe.tasks.rows import ROWS, Fusion
 from ditf_probe.tasks.settings import BackboneFeatures

@@ -1,8 +1,6 @@
 """Extraction: every image once, on any number of ranks, and a rerun computes only what is missing."""
 
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from ditf_probe.backbones.diffusion import DiffusionBackbone
 from ditf_probe.backbones.loading import load_backbone
@@ -183,10 +181,7 @@ def test_refusals(settings: BackboneFeatures, pairs: PairDataModule, photos: Pho
         photos.image("photos/nothing.png")
 
 
-def _process(rank: int, port: int, settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         passes = record(patch)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -197,36 +192,44 @@ def _process(rank: int, port: int, settings: BackboneFeatures, photos: PhotoFold
     (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
-def run_two_ranks(settings: BackboneFeatures, photos: PhotoFolder, folder: Path) -> list[list[str]]:
+@pytest.fixture
+def extract_on_two_ranks(
+    on_two_ranks: Callable[..., None], settings: BackboneFeatures, photos: PhotoFolder, tmp_path: Path
+) -> Callable[[], list[list[str]]]:
     """Extracts on two ranks, and returns the ids that each has computed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, settings, photos, folder), nprocs=2, start_method="fork")
-    found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert found[0]["computed"] == found[1]["computed"] == sum(len(rank["ids"]) for rank in found)
-    return [rank["ids"] for rank in found]
+
+    def run() -> list[list[str]]:
+        on_two_ranks(_process, settings, photos, tmp_path)
+        found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+        assert found[0]["computed"] == found[1]["computed"] == sum(len(rank["ids"]) for rank in found)
+        return [rank["ids"] for rank in found]
+
+    return run
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_divide_what_is_missing(
-    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: BackboneFeatures,
+    photos: PhotoFolder,
+    trainer: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extract_on_two_ranks: Callable[[], list[list[str]]],
 ) -> None:
     """Part of the images come from one rank, the rest from two, and then nothing is missing for any number."""
     trainer(limit_predict_batches=1).predict(ExtractionTask(settings), ImageModule({"photos": photos}))
     store = next(Path(str(settings.store)).iterdir())
     before = [key for line in lines(store) for key in json.loads(line)["keys"]]
     assert len(before) == 2
-    first, second = run_two_ranks(settings, photos, tmp_path)
+    first, second = extract_on_two_ranks()
     assert first
     assert second
     assert sorted([*before, *first, *second]) == sorted(photos.image_sizes())
-    assert run_two_ranks(settings, photos, tmp_path) == [[], []]
+    assert extract_on_two_ranks() == [[], []]
     one = sorted(store.glob("*.safetensors"))[0]
     gone = next(x["keys"] for x in map(json.loads, lines(store)) if x["file"] == one.name)
     one.unlink()
-    assert run_two_ranks(settings, photos, tmp_path) == [gone, []], "a rank without work waits for the other"
+    assert extract_on_two_ranks() == [gone, []], "a rank without work waits for the other"
     passes = record(monkeypatch)
     trainer().predict(ExtractionTask(settings), ImageModule({"photos": photos}))
     assert passes == []

@@ -11,11 +11,12 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.synthetic import SyntheticPairs
+from ditf_probe.data.warped import WarpedPhotos
 from ditf_probe.metrics.predictions import COLUMNS
 from ditf_probe.probes import (
     BottleneckProbe,
@@ -186,6 +187,56 @@ def test_a_gate_that_is_compared_beside_calibrated_rows_says_which_massive_chann
     task = CorrespondenceTask(features, ["adaln"], folders, run_dir=str(tmp_path))
     trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
     assert rows_of(task)["gate"].notes == ("block 1: 2 of 16 channels closed, 1 of 2 massive",)
+
+
+class Own(nn.Module):
+    """A head of one's own that inherits nothing, and has something to say."""
+
+    def __init__(self, channels: int, blocks: list[int]) -> None:
+        super().__init__()
+        self.channels, self.blocks = channels, list(blocks)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: dict[int, Tensor]) -> Tensor:
+        return self.scale * features[self.blocks[0]]
+
+    def remarks(self, massive: dict[int, list[int]]) -> list[str]:
+        return [f"massive: {massive}"]
+
+
+def test_a_head_of_ones_own_has_its_say(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    features = replace(features, massive_channels=[3])
+    task = CorrespondenceTask(
+        features, ["adaln"], save_fresh(tmp_path, features, {"own": Own}, [1]), run_dir=str(tmp_path)
+    )
+    trainer().test(task, PairDataModule(test={"synthetic": pairs.test["synthetic"]}), verbose=False)
+    assert rows_of(task)["own"].notes == ("massive: {1: [3]}",)
+
+
+def test_a_head_keeps_the_calibration_of_its_training(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    """Whatever the other rows are calibrated on, and where nothing is."""
+    features = replace(features, discard="pre_norm", massive_ratio=1.5, position_debias="mean")
+    trainer(max_epochs=1).fit(ProbeTask(features, {"linear": LEARNT["linear"]}, run_dir=str(tmp_path)), pairs)
+    folder, tests = str(tmp_path / "probes" / "linear"), {"synthetic": pairs.test["synthetic"]}
+    found = {}
+    for name, calibration, row in (
+        ("same", pairs.train, "adaln+discard_pre"),
+        ("other", WarpedPhotos(num_pairs=3, image_size=32), "adaln+discard_pre"),
+        ("none", None, "adaln"),
+    ):
+        task = CorrespondenceTask(features, [row], [folder], run_dir=str(tmp_path))
+        trainer().test(task, PairDataModule(test=tests, calibration=calibration), verbose=False)
+        found[name] = rows_of(task)
+    assert found["same"]["adaln+discard_pre"].notes != found["other"]["adaln+discard_pre"].notes
+    for name in ("other", "none"):
+        assert found[name]["linear"].notes == found["same"]["linear"].notes == ("1 channel",)
+        for column in COLUMNS:
+            a, b = (getattr(found[x]["linear"].predictions, column) for x in ("same", name))
+            np.testing.assert_array_equal(a, b, err_msg=f"{name}, {column}")
 
 
 def test_a_configuration_names_heads_by_class_path(features: BackboneFeatures) -> None:

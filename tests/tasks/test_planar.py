@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from ditf_probe.cli import evaluate
 from ditf_probe.comparison import summarise_measured
@@ -246,23 +244,18 @@ def run(features: BackboneFeatures, root: Path, run_dir: Path, **options: Any) -
     (run_dir / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, root: Path, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, root: Path, run_dir: Path) -> None:
     run(features, root, run_dir, strategy="ddp", devices=2)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_ranks_agree_with_one(features: BackboneFeatures, root: Path, tmp_path: Path) -> None:
+def test_two_ranks_agree_with_one(
+    features: BackboneFeatures, root: Path, tmp_path: Path, on_two_ranks: Callable[..., None]
+) -> None:
     """Three sequences on two ranks: the first is shown twice and counts once."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, features, root, tmp_path / "two"), nprocs=2, start_method="fork")
+    on_two_ranks(_process, features, root, tmp_path / "two")
     run(features, root, tmp_path / "one")
     one = json.loads((tmp_path / "one" / "rank0.json").read_text())
     two = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]

@@ -87,6 +87,14 @@ def test_a_sanity_check_over_a_few_pairs_keeps_nothing(
         trainer(max_epochs=1, num_sanity_val_steps=1, callbacks=[Look()]).fit(task, pairs)
 
 
+def test_a_training_without_a_validation_says_that_it_kept_nothing(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="no probe was kept"):
+        trainer(max_epochs=1, check_val_every_n_epoch=2, num_sanity_val_steps=0).fit(task_of(features, tmp_path), pairs)
+    assert not (tmp_path / "probes").exists()
+
+
 def test_the_kept_probe_scores_what_training_said(
     features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
 ) -> None:
@@ -232,6 +240,8 @@ def test_wrong_checkpoint_is_named(
     [
         ({"probes": {}}, "probes"),
         ({"probes": {"adaln": PROBES["linear"]}, "probe_blocks": None}, "adaln"),
+        ({"probes": {"keys": PROBES["linear"]}, "probe_blocks": None}, "`probes` is 'keys': choose another name"),
+        ({"probes": {"seed0": PROBES["linear"]}, "probe_blocks": None}, "that of a copy from a seed"),
         ({"probe_blocks": {"other": [1]}}, "other"),
         ({"init_from": {"other": "x"}}, "other"),
         ({"temperature": math.nan}, "temperature"),

@@ -1,8 +1,6 @@
 """Label propagation from files to tables, against a plain loop, and on two ranks."""
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import multiprocessing
 
 from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.callbacks import MaskPictures
@@ -271,30 +268,28 @@ def test_another_data_module_is_refused(
         trainer().test(task, pairs, verbose=False)
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, root: Path, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, root: Path, run_dir: Path) -> None:
     task = PropagationTask(features, ["adaln", "same_position"], run_dir=str(run_dir), propagation=PROTOCOL)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     options |= {"enable_checkpointing": False, "use_distributed_sampler": False}
-    L.Trainer(**options, strategy="ddp", devices=2).test(task, VideoDataModule({"davis": DAVIS(root)}), verbose=False)
+    trainer = L.Trainer(**options, strategy="ddp", devices=2)
+    trainer.test(task, VideoDataModule({"davis": DAVIS(root)}), verbose=False)
     values = {row.name: dict(row.values) for row in task.result().datasets[0].rows}
-    (run_dir / f"rank{rank}.json").write_text(json.dumps(values))
+    (run_dir / f"rank{trainer.global_rank}.json").write_text(json.dumps(values))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_agree_with_one(
-    root: Path, features: BackboneFeatures, trainer: Callable[..., L.Trainer], tmp_path: Path
+    root: Path,
+    features: BackboneFeatures,
+    trainer: Callable[..., L.Trainer],
+    tmp_path: Path,
+    on_two_ranks: Callable[..., None],
 ) -> None:
     """Three sequences over two ranks: one is seen twice and counts once."""
     two = tmp_path / "two"
     two.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, features, root, two), nprocs=2, start_method="fork")
+    on_two_ranks(_process, features, root, two)
     ranks = [json.loads((two / f"rank{rank}.json").read_text()) for rank in range(2)]
     task = PropagationTask(features, ["adaln", "same_position"], run_dir=str(tmp_path / "one"), propagation=PROTOCOL)
     one = {row.name: dict(row.values) for row in run(trainer, task, DAVIS(root)).result().datasets[0].rows}

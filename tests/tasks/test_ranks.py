@@ -1,8 +1,6 @@
 """Two processes find what one finds: the same rows, the same scores, one set of files."""
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 
 from ditf_probe.comparison import summarise
 from ditf_probe.comparison.predictions_files import read_predictions, write_predictions
@@ -47,24 +44,21 @@ def train_and_test(features: BackboneFeatures, pairs: PairDataModule, run_dir: P
         write_predictions(run_dir, test.result())
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
     train_and_test(features, pairs, run_dir, strategy="ddp", devices=2)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_agree_with_one(
-    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: Callable[..., Any]
+    features: BackboneFeatures,
+    pairs: PairDataModule,
+    tmp_path: Path,
+    fresh: Callable[..., Any],
+    on_two_ranks: Callable[..., None],
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run: Callable[..., Any] = multiprocessing.start_processes
-    fresh(run, _process, args=(port, features, pairs, tmp_path / "two"), nprocs=2, start_method="fork")
+    fresh(on_two_ranks, _process, features, pairs, tmp_path / "two")
     ranks = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     # The same probe in both, since batches of two ranks make other steps than those of one.

@@ -1,7 +1,5 @@
 """Stores of principal components: made by an extraction, read by comparison and training, on any number of ranks."""
 
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from ditf_probe.cli import evaluate
 from ditf_probe.commands import main
@@ -189,10 +186,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (read_basis(basis).components, read_basis(basis).images) == (8, 3)
 
 
-def _process(rank: int, port: int, kept: BackboneFeatures, images: ImageModule) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(kept: BackboneFeatures, images: ImageModule) -> None:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, enable_checkpointing=False, **quiet)
     task = ExtractionTask(kept, basis=BasisSettings(4, 6))
@@ -201,12 +195,10 @@ def _process(rank: int, port: int, kept: BackboneFeatures, images: ImageModule) 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_ranks_share_one_basis(kept: BackboneFeatures, images: ImageModule, trainer: Trainer) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, kept, images), nprocs=2, start_method="fork")
+def test_two_ranks_share_one_basis(
+    kept: BackboneFeatures, images: ImageModule, trainer: Trainer, on_two_ranks: Callable[..., None]
+) -> None:
+    on_two_ranks(_process, kept, images)
     assert len(list(Path(str(kept.store)).glob("basis-*"))) == 1
     again = extract(kept, images, trainer, basis=BasisSettings(4, 6)).result()
     assert [found.computed for found in again] == [0, 0], "one rank finds what two have written"

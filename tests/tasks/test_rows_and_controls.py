@@ -8,7 +8,7 @@ from ditf_probe.data.willow import PFWillow
 from ditf_probe.errors import InputError
 from ditf_probe.metrics.pck import PercentageCorrectKeypoints
 from ditf_probe.tasks.controls import ColourPatches, same_position
-from ditf_probe.tasks.rows import ROW_NAMES, chosen_rows, probe_names
+from ditf_probe.tasks.rows import ROW_NAMES, check_names, chosen_rows, probe_names
 
 
 def test_row_names_are_those_of_the_published_results() -> None:
@@ -49,10 +49,30 @@ def test_copies_from_seeds_are_called_like_their_head_and_stand_in_order(tmp_pat
     assert list(probe_names([str(heads[0] / "linear" / "seed9")])) == ["linear/seed9"]
     (heads[1] / "linear" / "seed9").mkdir(parents=True)
     both = probe_names([str(head / "linear") for head in heads])
-    assert list(both) == ["a/linear/seed9", "linear/seed10", "b/linear/seed9"]
+    assert list(both) == ["a/linear/seed9", "a/linear/seed10", "b/linear/seed9"], "the copies of a head stay together"
     (heads[1] / "linear" / "probe.safetensors").touch()
     with pytest.raises(InputError, match="holds a probe and seed9"):
         probe_names([str(heads[1] / "linear")])
+
+
+def test_a_head_without_copies_is_not_called_like_the_mean_over_those_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a" / "probes" / "linear" / "seed0").mkdir(parents=True)
+    folders = [str(tmp_path / run / "probes" / "linear") for run in ("a", "b")]
+    assert list(probe_names(folders)) == ["a/linear/seed0", "b/linear"]
+    for name in ("linear", "linear/seed0"):
+        with pytest.raises(InputError, match="no other row has"):
+            check_names("others", [name], ["adaln", "linear/seed0", "linear/seed1"])
+    check_names("others", ["seed0", "a/linear"], ["linear/seed0"])
+
+
+def test_copies_of_two_runs_of_one_name_are_not_taken_for_those_of_one_head(tmp_path: Path) -> None:
+    for seed, above in enumerate(("x", "y")):
+        (tmp_path / above / "run" / "probes" / "linear" / f"seed{seed}").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"probe_folders.*another row is called 'run/linear/seed1'"):
+        probe_names([str(tmp_path / above / "run" / "probes" / "linear") for above in ("x", "y")])
+    (tmp_path / "adaln" / "seed0").mkdir(parents=True)
+    with pytest.raises(InputError, match="probe_folders"):
+        probe_names([str(tmp_path / "adaln")])
 
 
 def test_colour_patches_hold_the_pixels_of_each_cell() -> None:

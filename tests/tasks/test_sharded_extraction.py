@@ -1,8 +1,6 @@
 """Extraction with a transformer that two ranks divide: the same entries, each written once, in equally many passes."""
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
-from torch import multiprocessing
 
 from ditf_probe.backbones.diffusion import DiffusionBackbone
 from ditf_probe.backbones.tiny import TinyDenoiser
@@ -49,12 +46,7 @@ def settings(features: BackboneFeatures, weights: Path, tmp_path: Path) -> Backb
     return replace(chosen, ensemble=3, batch_size=2, options={"max_batch": 4}, num_workers=0)
 
 
-def _process(
-    rank: int, port: int, settings: BackboneFeatures, photos: PhotoFolder, folder: Path, basis: BasisSettings | None
-) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(settings: BackboneFeatures, photos: PhotoFolder, folder: Path, basis: BasisSettings | None) -> None:
     passes: list[int] = []
     run = DiffusionBackbone._run
 
@@ -70,18 +62,20 @@ def _process(
         task = ExtractionTask(settings, shard_model=True, basis=basis)
         trainer.predict(task, ImageModule({"photos": photos}))
         found = {"passes": passes, "computed": task.result()[0].computed}
-    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
-def on_two_ranks(
-    settings: BackboneFeatures, photos: PhotoFolder, folder: Path, basis: BasisSettings | None = None
-) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, settings, photos, folder, basis), nprocs=2, start_method="fork")
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+@pytest.fixture
+def divided_extraction(
+    on_two_ranks: Callable[..., None], photos: PhotoFolder, tmp_path: Path
+) -> Callable[..., list[dict[str, Any]]]:
+    """Extracts on two ranks that divide the model, and returns what each has done."""
+
+    def run(settings: BackboneFeatures, basis: BasisSettings | None = None) -> list[dict[str, Any]]:
+        on_two_ranks(_process, settings, photos, tmp_path, basis)
+        return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+    return run
 
 
 def opened(root: Path) -> FeatureStore:
@@ -92,12 +86,17 @@ def opened(root: Path) -> FeatureStore:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_divided_model_fills_the_same_store(
-    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path, dtype: str
+    settings: BackboneFeatures,
+    photos: PhotoFolder,
+    trainer: Trainer,
+    tmp_path: Path,
+    divided_extraction: Callable[..., list[dict[str, Any]]],
+    dtype: str,
 ) -> None:
     settings = replace(settings, dtype=dtype)
     whole, divided = (replace(settings, store=str(tmp_path / name)) for name in ("whole", "divided"))
     trainer().predict(ExtractionTask(whole), ImageModule({"photos": photos}))
-    first, second = on_two_ranks(divided, photos, tmp_path)
+    first, second = divided_extraction(divided)
     assert len(first["passes"]) == len(second["passes"]) > 0
     assert first["computed"] == second["computed"] == 5
     one, two = opened(tmp_path / "whole"), opened(tmp_path / "divided")
@@ -115,18 +114,22 @@ def test_a_divided_model_fills_the_same_store(
             for name in ("hidden_states", "shift", "scale", "gate"):
                 x, y = getattr(a[block], name), getattr(b[block], name)
                 torch.testing.assert_close(x, y, rtol=0, atol=1e-6 if dtype == "float32" else 0.05)
-    again = on_two_ranks(divided, photos, tmp_path)
+    again = divided_extraction(divided)
     assert [rank["passes"] for rank in again] == [[], []]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_divided_model_fits_the_same_basis(
-    settings: BackboneFeatures, photos: PhotoFolder, trainer: Trainer, tmp_path: Path
+    settings: BackboneFeatures,
+    photos: PhotoFolder,
+    trainer: Trainer,
+    tmp_path: Path,
+    divided_extraction: Callable[..., list[dict[str, Any]]],
 ) -> None:
     whole, divided = (replace(settings, store=str(tmp_path / name)) for name in ("whole", "divided"))
     asked = BasisSettings(components=5, images=3)
     trainer().predict(ExtractionTask(whole, basis=asked), ImageModule({"photos": photos}))
-    first, second = on_two_ranks(divided, photos, tmp_path, asked)
+    first, second = divided_extraction(divided, asked)
     assert len(first["passes"]) == len(second["passes"]) > 0
     assert first["computed"] == second["computed"] == 5
     files = [next((tmp_path / name).glob("basis-*")) for name in ("whole", "divided")]
@@ -135,7 +138,7 @@ def test_a_divided_model_fits_the_same_basis(
     for index in (0, 2):
         torch.testing.assert_close(one.blocks[index].mean, two.blocks[index].mean, rtol=0, atol=1e-5)
         torch.testing.assert_close(one.blocks[index].components, two.blocks[index].components, rtol=0, atol=1e-3)
-    again = on_two_ranks(divided, photos, tmp_path, asked)
+    again = divided_extraction(divided, asked)
     assert [rank["passes"] for rank in again] == [[], []]
 
 

@@ -1,8 +1,6 @@
 """Runs over a feature store find what runs without one find, bit for bit, and a second run computes nothing."""
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import multiprocessing
 
 from ditf_probe.backbones import known_hashes
 from ditf_probe.backbones.diffusion import DiffusionBackbone
@@ -178,10 +175,7 @@ def count_loads(patch: pytest.MonkeyPatch) -> tuple[list[str], list[Path]]:
     return loads, hashed
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "use_distributed_sampler": False}
     with pytest.MonkeyPatch.context() as patch:
@@ -194,15 +188,18 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
         write_predictions(run_dir, task.result())
 
 
-def two_ranks(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> list[list[str]]:
+@pytest.fixture
+def compare_on_two_ranks(
+    on_two_ranks: Callable[..., None], pairs: PairDataModule
+) -> Callable[[BackboneFeatures, Path], list[list[str]]]:
     """Tests on two ranks, and returns the images that each has computed, with the model."""
-    run_dir.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Callable[..., Any] = multiprocessing.start_processes
-    start(_process, args=(port, features, pairs, run_dir), nprocs=2, start_method="fork")
-    return [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+    def run(features: BackboneFeatures, run_dir: Path) -> list[list[str]]:
+        run_dir.mkdir()
+        on_two_ranks(_process, features, pairs, run_dir)
+        return [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+    return run
 
 
 def same_files(first: Path, second: Path) -> bool:
@@ -214,17 +211,22 @@ def same_files(first: Path, second: Path) -> bool:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_ranks_share_the_work_and_find_the_same_bits(
-    features: BackboneFeatures, pairs: PairDataModule, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features: BackboneFeatures,
+    pairs: PairDataModule,
+    trainer: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compare_on_two_ranks: Callable[[BackboneFeatures, Path], list[list[str]]],
 ) -> None:
     """Each image is computed by one rank; whoever reads the store afterwards, one rank or two, finds the same bits."""
     alone = record(monkeypatch)
     compare(features, pairs, trainer, tmp_path)
     kept = replace(features, store=str(tmp_path / "store"))
-    first, second = two_ranks(kept, pairs, tmp_path / "cold")
+    first, second = compare_on_two_ranks(kept, tmp_path / "cold")
     assert sorted([*first, *second]) == sorted(set(alone)), "each image of each model once, by either rank"
     assert first
     assert second
-    assert two_ranks(kept, pairs, tmp_path / "warm") == [[], []]
+    assert compare_on_two_ranks(kept, tmp_path / "warm") == [[], []]
     assert same_files(tmp_path / "cold", tmp_path / "warm")
     found = compare(replace(kept, store_only=True), pairs, trainer, tmp_path)
     (tmp_path / "one").mkdir()

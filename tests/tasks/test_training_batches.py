@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ditf_probe.backbones.base import TappedBlock
+from ditf_probe.backbones.base import Backbone, TappedBlock
 from ditf_probe.backbones.loading import load_backbone
+from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.data.pairs import Pair, Side
+from ditf_probe.data.synthetic import SyntheticPairs
 from ditf_probe.geometry import grid_coordinates
-from ditf_probe.losses import KeypointContrast
+from ditf_probe.losses import DenseContrast, KeypointContrast
 from ditf_probe.matching import sample_descriptors
 from ditf_probe.probes import LayerAggregation, LinearProbe
 from ditf_probe.tasks.descriptors import Describer, Ends, cells_suffice
@@ -23,6 +26,7 @@ from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.source_cells import surrounding_cells
 from ditf_probe.tasks.streams import Stream
 from ditf_probe.tasks.training_batches import BatchReader, TrainingBatch
+from ditf_probe.tasks.training_data import TrainingData
 
 SIZES = [(20, 40), (32, 32), (40, 20), (24, 30)]
 BLOCKS = {"linear": [1], "mix": [0, 2]}
@@ -253,11 +257,37 @@ class Apart(LinearProbe):
 
 
 def test_what_suffices(features: BackboneFeatures) -> None:
-    assert cells_suffice(Apart(4, [0]), OneWay(), features)
-    assert not cells_suffice(Context(4, [0]), OneWay(), features)
-    assert not cells_suffice(nn.Conv2d(4, 4, 1), OneWay(), features)
-    assert not cells_suffice(Apart(4, [0]), KeypointContrast(), features)
-    assert not cells_suffice(Apart(4, [0]), OneWay(), replace(features, position_debias="mean"))
+    assert cells_suffice(Apart(4, [0]), OneWay(), features, [4])
+    assert cells_suffice(Apart(4, [0, 1]), OneWay(), features, [4, 4])
+    assert not cells_suffice(Context(4, [0]), OneWay(), features, [4])
+    assert not cells_suffice(nn.Conv2d(4, 4, 1), OneWay(), features, [4])
+    assert not cells_suffice(Apart(4, [0]), KeypointContrast(), features, [4])
+    assert not cells_suffice(Apart(4, [0]), OneWay(), replace(features, position_debias="mean"), [4])
+    assert not cells_suffice(Apart(4, [0, 1]), OneWay(), features, [4, 8])
+
+
+def test_a_head_over_blocks_of_two_grids_is_given_maps() -> None:
+    """It brings them to one grid between cells, which the cells around a keypoint alone could not tell."""
+    levels: dict[str, Any] = {"down_block_types": 3 * ["DownBlock2D"], "up_block_types": 3 * ["UpBlock2D"]}
+    levels |= {"block_out_channels": 3 * [16], "layers_per_block": 1, "norm_num_groups": 4, "mid_block_type": None}
+    torch.manual_seed(0)
+    backbone = Backbone.from_model(UNet2DConditionModel(in_channels=3, **levels))
+    assert [backbone.stride_at(block) for block in (0, 1)] == [2, 1]
+    settings = BackboneFeatures(blocks=[1], timestep=100, image_size=16, modulation="none")
+    data, dataset = TrainingData(settings, crop=1.0, ahead=0), SyntheticPairs("train", 2, 32)
+    pairs = PairDataModule(dataset, dataset, batch_size=2)
+    data.serve(pairs)
+    heads = {"both": LinearProbe(16, [0, 1], width=8), "fine": LinearProbe(16, [1], width=8)}
+    blocks = {name: head.blocks for name, head in heads.items()}
+    losses = {name: DenseContrast(symmetric=False) for name in heads}
+    data.open(backbone, blocks, heads, losses, torch.float32)
+    batch = next(iter(pairs.train_dataloader()))
+    found = data.describe(batch, heads)
+    for number, pair in enumerate(batch.pairs):
+        for name, head in heads.items():
+            whole = slow_map(data.stream, head, blocks[name], pair.source)
+            a, b = (slow_points(maps, pair.source, pair.visible) for maps in (found[name][0][number], whole))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_a_store_is_read_where_it_lies(features: BackboneFeatures, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from ditf_probe.errors import InputError
 from ditf_probe.losses import DenseContrast, KeypointContrast, Objective
 from ditf_probe.probes import LayerAggregation, LinearProbe, load_probe, read_facts
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
+from ditf_probe.tasks.held_probes import held_probes
+from ditf_probe.tasks.rows import probe_names
 from ditf_probe.tasks.schedules import averaged
 from ditf_probe.tasks.settings import BackboneFeatures
 from ditf_probe.tasks.training_batches import TrainingBatch
@@ -98,6 +100,22 @@ def test_copies_are_compared_as_one_row(
             assert entry["name"] == head
             assert entry["pck"]["per_point"]["0.10"] == pytest.approx(statistics.mean(scores), abs=1e-3)
             assert entry["pck_std"]["per_point"]["0.10"] == pytest.approx(statistics.stdev(scores), abs=1e-3)
+
+
+def test_copies_that_were_not_trained_alike_are_refused(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    """Left from another training, they would have a part in the mean over seeds; those that were added have it."""
+    mix: dict[str, Any] = {"probes": {"mix": PROBES["mix"]}}
+    for seeds in ([0, 1], [2]):
+        trainer(max_epochs=1).fit(task_of(features, tmp_path, seeds=seeds, **mix), pairs)
+    folder = tmp_path / "probes" / "mix"
+    names = [f"mix/seed{seed}" for seed in range(3)]
+    assert [probe.name for probe in held_probes(probe_names([str(folder)]), features)] == names
+    trainer(max_epochs=1).fit(task_of(features, tmp_path, seeds=[1], learning_rate=0.5, **mix), pairs)
+    with pytest.raises(InputError, match=r"'mix/seed1': it was not trained like mix/seed0 \(learning_rate"):
+        held_probes(probe_names([str(folder)]), features)
+    assert held_probes(probe_names([str(folder / "seed1")]), features)
 
 
 def test_copies_train_as_if_alone(
@@ -203,7 +221,7 @@ def test_accumulated_gradients_are_the_mean_over_batches(
     for name, value in one.steps[0].items():
         torch.testing.assert_close(value, torch.stack([step[name] for step in apart.steps]).mean(0))
     facts = read_facts(tmp_path / "probes" / "mix").training
-    assert facts["step"] == 3
+    assert (facts["step"], facts["batch_size"], facts["data_seed"]) == (3, 2, 0)
 
 
 def test_bfloat16_trains_like_float32_and_is_validated_in_float32(
@@ -326,6 +344,28 @@ def test_a_killed_training_goes_on_bit_by_bit(
         own, other = whole.state_dict(), task.state_dict()
         assert own.keys() == other.keys()
         assert [name for name in own if not torch.equal(own[name], other[name])] == [], f"killed after {after}"
+
+
+def test_random_numbers_of_a_checkpoint_serve_one_training(
+    features: BackboneFeatures, pairs: PairDataModule, trainer: Make, tmp_path: Path
+) -> None:
+    seeds: list[int] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            seeds.append(torch.initial_seed())
+
+    keeper, task = ModelCheckpoint(tmp_path / "kept", save_last=True), task_of(features, tmp_path)
+    torch.manual_seed(5)
+    trainer(max_epochs=1, callbacks=[keeper], enable_checkpointing=True).fit(task, pairs)
+    task = task_of(features, tmp_path)
+    torch.manual_seed(6)
+    trainer(max_epochs=2, callbacks=[Look()]).fit(task, pairs, ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert set(seeds) == {5}
+    seeds.clear()
+    torch.manual_seed(7)
+    trainer(max_epochs=1, callbacks=[Look()]).fit(task, pairs)
+    assert set(seeds) == {7}
 
 
 def test_early_stopping_on_the_mean_of_val_pck(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import multiprocessing
 
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.probes import LayerAggregation, LoraSettings
@@ -39,10 +37,8 @@ class Seen(Callback):
         self.windows.append(str([view.window for view in batch.views]))
 
 
-def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def _process(features: BackboneFeatures, pairs: PairDataModule, run_dir: Path) -> None:
+    rank = int(os.environ["LOCAL_RANK"])
     for name, lora in BACKBONES.items():
         torch.manual_seed(rank)
         seen = Seen()
@@ -59,14 +55,14 @@ def _process(rank: int, port: int, features: BackboneFeatures, pairs: PairDataMo
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ranks_divide_the_pairs_and_share_the_weights(
-    features: BackboneFeatures, pairs: PairDataModule, tmp_path: Path, fresh: Callable[..., Any]
+    features: BackboneFeatures,
+    pairs: PairDataModule,
+    tmp_path: Path,
+    fresh: Callable[..., Any],
+    on_two_ranks: Callable[..., None],
 ) -> None:
     pairs.balanced = True
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run: Callable[..., Any] = multiprocessing.start_processes
-    fresh(run, _process, args=(port, features, pairs, tmp_path), nprocs=2, start_method="fork")
+    fresh(on_two_ranks, _process, features, pairs, tmp_path)
     for name in BACKBONES:
         _check(tmp_path / name, adapted=name == "lora")
 

@@ -1,7 +1,7 @@
 """Heads of other blocks, widths, modulations, timesteps, taps and backbones are refused by name."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from ditf_probe.backbones.loading import load_backbone
 from ditf_probe.data.datamodule import PairDataModule
 from ditf_probe.errors import InputError
 from ditf_probe.features.extractor import FeatureExtractor
+from ditf_probe.features.settings import FeatureSettings
 from ditf_probe.probes import (
+    PROBE_SETTINGS,
     LayerAggregation,
     LinearProbe,
     Probe,
@@ -24,7 +26,7 @@ from ditf_probe.probes import (
     save_probe,
 )
 from ditf_probe.tasks import CorrespondenceTask, ProbeTask
-from ditf_probe.tasks.planning import check_backbone
+from ditf_probe.tasks.held_probes import check_backbone
 from ditf_probe.tasks.settings import BackboneFeatures
 
 Make = Callable[..., L.Trainer]
@@ -100,6 +102,11 @@ def test_features_that_a_head_was_not_trained_on(
     with pytest.raises(InputError, match=f"trained with {words}, use the same") as caught:
         check_features("init_from", "mine", facts, asdict(replace(features, **changes)))
     assert (caught.value.argument, caught.value.value) == ("init_from", "mine")
+
+
+def test_every_setting_of_features_binds_a_head_or_is_known_to_be_free() -> None:
+    free = {"ensemble", "seed", "image_size", "resize", "multiple", "filter", "padding"}
+    assert sorted([*PROBE_SETTINGS, "blocks", *free]) == sorted(field.name for field in fields(FeatureSettings))
 
 
 def test_settings_that_change_nothing_may_differ(features: BackboneFeatures, backbone: Backbone) -> None:
