@@ -180,7 +180,8 @@ def _one_line(command: Callable[[], None]) -> None:
         cause = error if isinstance(error, argparse.ArgumentError | MisconfigurationException) else _refusal(error)
         if cause is None:
             raise
-        print("error: " + _in_one_line(str(cause)), file=sys.stderr)
+        said = " ".join(str(cause).split()) if isinstance(cause, InputError) else _in_one_line(str(cause))
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -201,7 +202,7 @@ def _in_one_line(message: str) -> str:
             continue
         line = line.removeprefix("- ").removesuffix("Does not validate against any of the Union subtypes")
         found.append(_OF_CALLABLES.sub("", line))
-    remedies = [f": {remedy}" for sign, remedy in _REMEDIES.items() if sign in found[-1]]
+    remedies = [f": {remedy}" for sign, remedy in _REMEDIES.items() if found and sign in found[-1]]
     return " ".join(" ".join(found).split()) + "".join(remedies)
 
 
